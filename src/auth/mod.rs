@@ -1,0 +1,80 @@
+//! Who is asking, and may they.
+//!
+//! An [`Authenticator`] knows one kind of credential and turns it into a [`Caller`]. They are asked in the order of a
+//! [`Chain`]; the first that finds its kind decides, and a bad credential never falls through to the next.
+//! [`policy`] then says what a caller may do.
+//!
+//! # Adding a kind of credential
+//!
+//! Implement [`Authenticator`] in one file and put it into the chain that `server` builds.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::{HeaderMap, Method, Uri};
+
+use crate::domain::caller::Caller;
+
+pub mod aksk;
+mod file;
+pub mod policy;
+pub mod token;
+
+/// Checks one kind of credential.
+#[async_trait]
+pub trait Authenticator: fmt::Debug + Send + Sync {
+    /// The caller whose credential the request carries; none if it carries none of this kind.
+    async fn authenticate(&self, request: &Evidence<'_>) -> Result<Option<Arc<Caller>>, AuthError>;
+}
+
+/// What of a request a credential may be in, or sign. All of it comes from the network.
+#[derive(Clone, Copy)]
+pub struct Evidence<'a> {
+    /// The HTTP method.
+    pub method: &'a Method,
+    /// The target as it was sent: a signature covers its raw path.
+    pub uri: &'a Uri,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+    /// The whole body, where the face has read it: REST has, gRPC has not.
+    pub body: Option<&'a [u8]>,
+}
+
+/// Authenticators in the order in which they are asked.
+#[derive(Debug)]
+pub struct Chain(Vec<Box<dyn Authenticator>>);
+
+impl Chain {
+    /// Asks `authenticators` in this order.
+    pub fn new(authenticators: Vec<Box<dyn Authenticator>>) -> Self {
+        Self(authenticators)
+    }
+
+    /// The caller, from the first authenticator that finds its kind of credential.
+    pub async fn authenticate(&self, request: &Evidence<'_>) -> Result<Arc<Caller>, AuthError> {
+        for authenticator in &self.0 {
+            if let Some(caller) = authenticator.authenticate(request).await? {
+                return Ok(caller);
+            }
+        }
+        Err(AuthError::Missing)
+    }
+}
+
+/// Why a request has no caller.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// It carries no credential.
+    #[error("no credential")]
+    Missing,
+    /// It carries a token that is not known.
+    #[error("the token is not valid")]
+    InvalidToken,
+    /// It carries a token that was valid once.
+    #[error("the token has expired")]
+    ExpiredToken,
+    /// It carries a signature that does not hold. The text says which part failed, and nothing of what was sent.
+    #[error("{0}")]
+    BadSignature(&'static str),
+}

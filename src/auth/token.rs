@@ -1,0 +1,1 @@
+//! Tokens, checked against a file of hashes.

@@ -1,0 +1,164 @@
+//! Cryptography, behind one seam.
+//!
+//! A [`Provider`] makes keys and opens them; an opened key does the work. The rest of the service never sees key material,
+//! a nonce, or a library's name:
+//!
+//! ```text
+//! generate(name) ──► SealedKey ──► (key store) ──► open ──► OpenKey ──► encrypt, decrypt
+//! ```
+//!
+//! Sealed keys are opaque outside a provider. The software providers seal the material's provider-neutral encoding under
+//! the [root key](root), so a key made by one opens in the other.
+//!
+//! # Adding a provider
+//!
+//! Implement [`Provider`] in one file, then add one line to `tests/providers.rs`. The battery there decides whether it is
+//! correct.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use crate::domain::frame::HEAD;
+use crate::domain::key::{KeyId, KeySpec, KeyVersion, ProjectId};
+use crate::domain::secret::{Material, Plaintext};
+
+pub mod pool;
+pub mod root;
+pub mod rustcrypto;
+
+/// A source of keys: a software library, or a hardware module.
+pub trait Provider: fmt::Debug + Send + Sync {
+    /// The name used in configuration, logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Whether [`generate`](Self::generate), [`seal`](Self::seal) and [`open`](Self::open) work for `spec`.
+    fn supports(&self, spec: KeySpec) -> bool;
+
+    /// Makes a fresh key version. It leaves the provider only in sealed form. May compute for seconds.
+    fn generate(&self, name: &VersionName) -> Result<SealedKey, ProviderError>;
+
+    /// Seals material that was made elsewhere, so that it opens as `name`.
+    ///
+    /// Fails with [`ProviderError::Unsupported`] if the material is not a key of the spec.
+    fn seal(&self, name: &VersionName, material: &Material) -> Result<SealedKey, ProviderError>;
+
+    /// Readies a sealed key for use. May compute for milliseconds.
+    ///
+    /// Fails with [`ProviderError::BadSeal`] if the key was altered, or was sealed under another name or root key.
+    fn open(&self, name: &VersionName, key: &SealedKey) -> Result<OpenKey, ProviderError>;
+}
+
+/// Names one version of one key. A seal is bound to it, so a sealed key does not open in another's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionName {
+    /// The project that owns the key.
+    pub project: ProjectId,
+    /// The key.
+    pub key_id: KeyId,
+    /// The version.
+    pub version: KeyVersion,
+    /// What the key is made of.
+    pub spec: KeySpec,
+}
+
+/// A key version outside its provider: encrypted, authenticated, opaque.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealedKey(pub Vec<u8>);
+
+impl fmt::Debug for SealedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SealedKey({} bytes)", self.0.len())
+    }
+}
+
+/// A key version ready for use. What it can do is which variant it is.
+pub enum OpenKey {
+    /// One secret, which fills [frames](crate::domain::frame). Its work is short and done where it is called.
+    Symmetric(Box<dyn Symmetric>),
+    /// A public and a private half.
+    Pair(Box<dyn KeyPair>),
+}
+
+impl fmt::Debug for OpenKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Symmetric(_) => "OpenKey::Symmetric",
+            Self::Pair(_) => "OpenKey::Pair",
+        })
+    }
+}
+
+/// Authenticated encryption under one key version, committing to it.
+pub trait Symmetric: Send + Sync {
+    /// Completes a frame: `frame` holds its head, and commitment, nonce, ciphertext and tag are put behind it.
+    ///
+    /// `plaintext` has 1 to 4096 bytes. The head and `aad` are bound to the ciphertext.
+    fn encrypt(
+        &self,
+        frame: &mut Vec<u8>,
+        plaintext: &Plaintext,
+        aad: &[u8],
+    ) -> Result<(), ProviderError>;
+
+    /// Decrypts the `body` that [`encrypt`](Self::encrypt) put behind `head` for the same `aad`.
+    ///
+    /// All three come from the network: anything may arrive here, and all that is wrong fails alike with
+    /// [`ProviderError::Rejected`].
+    fn decrypt(
+        &self,
+        head: &[u8; HEAD],
+        body: &[u8],
+        aad: &[u8],
+    ) -> Result<Plaintext, ProviderError>;
+}
+
+/// Public-key encryption under one key version.
+pub trait KeyPair: Send + Sync {
+    /// Encrypts under the public half. Fails with [`ProviderError::TooLong`] over the spec's limit.
+    fn encrypt(&self, plaintext: &Plaintext) -> Result<Vec<u8>, ProviderError>;
+
+    /// Decrypts with the private half.
+    ///
+    /// `ciphertext` comes from the network: anything may arrive here, and all that is wrong fails alike with
+    /// [`ProviderError::Rejected`].
+    fn decrypt(&self, ciphertext: &[u8]) -> Result<Plaintext, ProviderError>;
+
+    /// The public half as SubjectPublicKeyInfo in DER (RFC 5280, section 4.1.2.7).
+    fn public_key(&self) -> &[u8];
+
+    /// Where [`encrypt`](Self::encrypt) is to be called.
+    fn encrypts(&self) -> Place;
+
+    /// Where [`decrypt`](Self::decrypt) is to be called.
+    fn decrypts(&self) -> Place;
+}
+
+/// Where an operation is to be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Where it is needed: it takes microseconds.
+    Inline,
+    /// On the [CPU pool](pool): it would hold up other requests.
+    Pool,
+}
+
+/// Why a provider refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    /// Wrong key, wrong associated data, or altered bytes. Says no more than that, so that the answer is no oracle. The
+    /// caller's fault.
+    #[error("the ciphertext does not open")]
+    Rejected,
+    /// The plaintext is over the key's limit. The caller's fault.
+    #[error("the plaintext is too long for the key")]
+    TooLong,
+    /// A sealed key does not open. Our fault: the store holds bad data, or the root key is another.
+    #[error("the sealed key does not open")]
+    BadSeal,
+    /// Asked for a spec that it does not [support](Provider::supports), or to seal material that is no such key.
+    #[error("the key spec or material is not supported")]
+    Unsupported,
+    /// The hardware, the library or the system's random source cannot serve now; a retry may work.
+    #[error("the provider is unavailable")]
+    Unavailable(#[source] Box<dyn StdError + Send + Sync>),
+}

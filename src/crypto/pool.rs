@@ -1,0 +1,106 @@
+//! The CPU pool: where work that takes long is done, off the async threads and bounded.
+//!
+//! A private RSA operation takes milliseconds and making an RSA key takes seconds. On an async thread either would hold up
+//! every request behind it, so they queue here, and a symmetric call never waits for them.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, oneshot};
+
+/// Threads that compute, and a bounded queue in front of them.
+#[derive(Debug)]
+pub struct Pool {
+    threads: rayon::ThreadPool,
+    /// A permit for each job that runs or waits.
+    places: Arc<Semaphore>,
+}
+
+impl Pool {
+    /// Starts `threads` threads, in front of which at most `waiting` jobs wait.
+    pub fn new(threads: usize, waiting: usize) -> Result<Self, PoolError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|number| format!("cpu-{number}"))
+            // A job that panics drops its answer's sender, and `run` tells its caller so.
+            .panic_handler(|_| tracing::error!("a job of the cpu pool panicked"))
+            .build()
+            .map_err(|_| PoolError::Stopped)?;
+        Ok(Self {
+            threads: pool,
+            places: Arc::new(Semaphore::new(threads + waiting)),
+        })
+    }
+
+    /// Does `job` on a thread of the pool.
+    ///
+    /// A job that nobody waits for any longer, because its request was cancelled, is not begun.
+    pub async fn run<T, F>(&self, job: F) -> Result<T, PoolError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let place = Arc::clone(&self.places);
+        let place = place.try_acquire_owned().map_err(|_| PoolError::Full)?;
+        let (answer, answered) = oneshot::channel();
+        self.threads.spawn(move || {
+            if !answer.is_closed() {
+                // The caller may have gone meanwhile; then the answer is dropped, and wiped where it is secret.
+                let _ = answer.send(job());
+            }
+            drop(place);
+        });
+        answered.await.map_err(|_| PoolError::Stopped)
+    }
+}
+
+/// Why a job was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PoolError {
+    /// Too many jobs wait already.
+    #[error("the cpu pool is full")]
+    Full,
+    /// The job panicked, or the pool could not be started.
+    #[error("the cpu pool did not do the job")]
+    Stopped,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn a_full_pool_refuses_at_once_and_then_recovers() {
+        let pool = Pool::new(1, 1).unwrap();
+        let (hold, held) = mpsc::channel::<()>();
+        let first = pool.run(move || held.recv().is_ok());
+        let second = pool.run(|| 2);
+        let mut both = Box::pin(async { tokio::join!(first, second) });
+        // One poll starts the first job and queues the second.
+        assert!(futures_poll(&mut both).await.is_none());
+        assert_eq!(pool.run(|| 3).await, Err(PoolError::Full));
+        hold.send(()).unwrap();
+        assert_eq!(both.await, (Ok(true), Ok(2)));
+        assert_eq!(pool.run(|| 3).await, Ok(3));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_fails_alone() {
+        let pool = Pool::new(1, 1).unwrap();
+        let answer: Result<(), _> = pool.run(|| panic!("a bug")).await;
+        assert_eq!(answer, Err(PoolError::Stopped));
+        assert_eq!(pool.run(|| 1).await, Ok(1));
+    }
+
+    /// The future's output if it is ready at its next poll.
+    async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        std::future::poll_fn(|context| {
+            let poll = std::pin::Pin::new(&mut *future).poll(context);
+            std::task::Poll::Ready(match poll {
+                std::task::Poll::Ready(output) => Some(output),
+                std::task::Poll::Pending => None,
+            })
+        })
+        .await
+    }
+}

@@ -1,0 +1,1 @@
+//! The root key, which seals key material at rest.

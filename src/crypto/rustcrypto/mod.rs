@@ -1,0 +1,1 @@
+//! The provider built on the RustCrypto crates.

@@ -1,0 +1,1 @@
+//! A store that is gone when the process ends.

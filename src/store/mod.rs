@@ -1,0 +1,253 @@
+//! Where keys are kept.
+//!
+//! A [`KeyStore`] keeps [records](Record) at [addresses](Address), each with the [revision](Revision) that wrote it. Every
+//! record is authenticated by the [codec]: whoever can write the store's files cannot change a key's state, widen its usage
+//! or swap one record for another without every later read failing.
+//!
+//! A write names the revision that it read, and several records change together or not at all. So an alias is unique (its
+//! record must not exist when a key takes it) and the deletion queue is a record beside the key.
+//!
+//! # Adding a store
+//!
+//! Implement [`KeyStore`] in one file, then add one line to `tests/stores.rs`. The battery there decides whether it is
+//! correct.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::domain::key::{
+    KeyAlias, KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion, ProjectId,
+};
+use crate::domain::time::Timestamp;
+
+pub mod codec;
+pub mod memory;
+pub mod sqlite;
+
+/// Keeps records.
+#[async_trait]
+pub trait KeyStore: fmt::Debug + Send + Sync {
+    /// Reads one record; none if there is none.
+    ///
+    /// Fails with [`StoreError::Corrupt`] if what is stored is not what was written at this address.
+    async fn get(&self, address: &Address) -> Result<Option<Versioned>, StoreError>;
+
+    /// Makes all of the changes, or none.
+    ///
+    /// Once it has answered, the changes survive a crash of the process and of the machine; erased bytes are overwritten.
+    /// Fails with [`StoreError::Conflict`] if a record is no longer at its expected revision.
+    async fn put(&self, changes: Vec<Change>) -> Result<Revision, StoreError>;
+
+    /// Reads up to `limit` records under `prefix`, in the order of their addresses, from the first one after `after`.
+    async fn list(
+        &self,
+        prefix: &Prefix,
+        after: Option<&Address>,
+        limit: usize,
+    ) -> Result<Vec<Versioned>, StoreError>;
+}
+
+/// Where a record is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Address {
+    /// A key.
+    Key(ProjectId, KeyId),
+    /// The owner of an alias.
+    Alias(ProjectId, KeyAlias),
+    /// A place in the deletion queue.
+    Deletion(ProjectId, KeyId),
+    /// The latest time that the server trusted.
+    Clock,
+}
+
+impl fmt::Display for Address {
+    /// The address as stores write it: `key/PROJECT/ID`, `alias/PROJECT/ALIAS`, `deletion/PROJECT/ID` or `clock`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(project, id) => write!(f, "key/{project}/{id}"),
+            Self::Alias(project, alias) => write!(f, "alias/{project}/{}", alias.as_str()),
+            Self::Deletion(project, id) => write!(f, "deletion/{project}/{id}"),
+            Self::Clock => f.write_str("clock"),
+        }
+    }
+}
+
+/// A range of addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prefix {
+    /// The keys of one project.
+    Keys(ProjectId),
+    /// The deletion queue of all projects.
+    Deletions,
+}
+
+impl fmt::Display for Prefix {
+    /// What the written addresses in the range begin with.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keys(project) => write!(f, "key/{project}/"),
+            Self::Deletions => f.write_str("deletion/"),
+        }
+    }
+}
+
+/// What is kept at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A key.
+    Key(KeyRecord),
+    /// The owner of an alias.
+    Alias(AliasRecord),
+    /// A place in the deletion queue.
+    Deletion(DeletionRecord),
+    /// The latest time that the server trusted.
+    Clock(ClockRecord),
+}
+
+impl Record {
+    /// Where this record belongs. A record at any other address is corrupt.
+    pub fn address(&self) -> Address {
+        match self {
+            Self::Key(key) => Address::Key(key.project.clone(), key.key_id),
+            Self::Alias(alias) => Address::Alias(alias.project.clone(), alias.alias.clone()),
+            Self::Deletion(deletion) => {
+                Address::Deletion(deletion.project.clone(), deletion.key_id)
+            }
+            Self::Clock(_) => Address::Clock,
+        }
+    }
+}
+
+/// A key: its attributes and its sealed versions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRecord {
+    /// The project that owns the key.
+    pub project: ProjectId,
+    /// The key's id.
+    pub key_id: KeyId,
+    /// The key's name.
+    pub alias: KeyAlias,
+    /// Free text.
+    pub description: KeyDescription,
+    /// What the key is made of.
+    pub spec: KeySpec,
+    /// What the key is for.
+    pub usage: KeyUsage,
+    /// How far through its life the key is.
+    pub state: KeyState,
+    /// When the key was made.
+    pub created: Timestamp,
+    /// When the key is destroyed; set exactly while it is pending deletion.
+    pub deletion: Option<Timestamp>,
+    /// The versions, oldest first, never empty. The last one encrypts.
+    pub versions: Vec<VersionRecord>,
+}
+
+/// One version of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionRecord {
+    /// Which version.
+    pub version: KeyVersion,
+    /// When it was made.
+    pub created: Timestamp,
+    /// The sealed material.
+    pub sealed: Vec<u8>,
+}
+
+/// The owner of an alias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AliasRecord {
+    /// The project.
+    pub project: ProjectId,
+    /// The alias.
+    pub alias: KeyAlias,
+    /// The key that has it.
+    pub key_id: KeyId,
+}
+
+/// A place in the deletion queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeletionRecord {
+    /// The project.
+    pub project: ProjectId,
+    /// The key to destroy.
+    pub key_id: KeyId,
+    /// When.
+    pub due: Timestamp,
+}
+
+/// The latest time that the server trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClockRecord {
+    /// That time.
+    pub seen: Timestamp,
+}
+
+/// A record and the write that made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Versioned {
+    /// The record.
+    pub record: Record,
+    /// The write.
+    pub revision: Revision,
+}
+
+/// Counts the writes of a store; grows with each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub u64);
+
+/// A change of one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Where.
+    pub address: Address,
+    /// The revision that the writer read; none if there must be no record yet.
+    pub expected: Option<Revision>,
+    /// What shall be there; none to erase what is.
+    pub record: Option<Record>,
+}
+
+impl Change {
+    /// Puts `record` where there is none.
+    pub fn create(record: Record) -> Self {
+        Self {
+            address: record.address(),
+            expected: None,
+            record: Some(record),
+        }
+    }
+
+    /// Puts `record` in place of the one read at `revision`.
+    pub fn replace(record: Record, revision: Revision) -> Self {
+        Self {
+            address: record.address(),
+            expected: Some(revision),
+            record: Some(record),
+        }
+    }
+
+    /// Erases the record read at `revision`.
+    pub fn erase(address: Address, revision: Revision) -> Self {
+        Self {
+            address,
+            expected: Some(revision),
+            record: None,
+        }
+    }
+}
+
+/// Why a store refused.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A record changed since it was read. The writer must read again and decide again.
+    #[error("the record changed meanwhile")]
+    Conflict,
+    /// What is stored is not what was written there. Our fault, or an intruder's. Says where.
+    #[error("the record at {0} is corrupt")]
+    Corrupt(String),
+    /// The store cannot serve now; a retry may work.
+    #[error("the store is unavailable")]
+    Unavailable(#[source] Box<dyn StdError + Send + Sync>),
+}
