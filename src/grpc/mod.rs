@@ -1,5 +1,7 @@
 //! The gRPC face: messages in, use case, messages out.
 
+mod status;
+
 /// Messages, service traits and clients generated from `proto/kmsgate/v1`.
 #[allow(
     missing_docs,
