@@ -16,8 +16,6 @@ use crate::domain::caller::Action;
 use crate::error::{Error, Kind};
 use crate::service::{Call, Context, Kms};
 
-mod status;
-
 /// Messages, service traits and clients generated from `proto/kmsgate/v1`.
 #[allow(
     missing_docs,
