@@ -108,7 +108,7 @@ impl KeyPair for Sm2 {
 /// Encrypts under the public point `p`; none if `k` gives an all-zero mask, so that another must be
 /// drawn. That is to be expected: for a message of one byte, every 256th time.
 fn encrypt(p: &ProjectivePoint, k: &NonZeroScalar, message: &[u8]) -> Option<Vec<u8>> {
-    // A2, A4. A3 asks that [h]P is not the point at infinity: the cofactor h is 1, and P was checked
+    // A2, A4. A3 asks that [h]P is not the point at infinity: h is 1, and P was checked
     // when the key was read.
     let points = Zeroizing::new([ProjectivePoint::mul_by_generator(k), p * &**k]);
     let [c1, mut shared] = <ProjectivePoint as BatchNormalize<[_; 2]>>::batch_normalize(&points);
