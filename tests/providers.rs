@@ -460,7 +460,7 @@ fn agrees_with_wycheproof_on_oaep(provider: &dyn Provider) {
 const ID: &str = "0d0466b0-e727-4d9c-b35d-f84bb474a37f";
 const OTHER_ID: &str = "1d0466b0-e727-4d9c-b35d-f84bb474a37f";
 
-/// The order of the curve and the prime of its field (GM/T 0003.5, annex A).
+/// The order of the curve and the prime of its field (GM/T 0003.5).
 const SM2_N: &str = "fffffffeffffffffffffffffffffffff7203df6b21c6052b53bbf40939d54123";
 const SM2_N_MINUS_1: &str = "fffffffeffffffffffffffffffffffff7203df6b21c6052b53bbf40939d54122";
 const SM2_P: &str = "fffffffeffffffffffffffffffffffffffffffff00000000ffffffffffffffff";

@@ -189,7 +189,8 @@ mod tests {
     use super::*;
     use sm2::elliptic_curve::PrimeField;
 
-    /// The example of GM/T 0003.5, annex C: this private key, "encryption standard" and this k.
+    /// The encryption example of GM/T 0003.5 (GB/T 32918.5, annex C): this private key,
+    /// "encryption standard" and this k.
     const D: &str = "3945208f7b2144b13f36e38ac6d39f95889393692860b51a42fb81ef4df7c5b8";
     const K: &str = "59276e27d506861a16680f3ad9c02dccef3cc1fa3cdbe4ce6d54b80deac1bc21";
     const CIPHERTEXT: &str = concat!(
