@@ -58,10 +58,8 @@ impl Upstream {
     pub fn new(channel: Channel, timeout: Duration) -> Self {
         let channel = channel.map_response(checked as fn(_) -> _);
         Self {
-            crypto: CryptoServiceClient::new(channel.clone())
-                .max_decoding_message_size(MAX_DATA),
-            keys: KeyServiceClient::new(channel)
-                .max_decoding_message_size(MAX_PAGE),
+            crypto: CryptoServiceClient::new(channel.clone()).max_decoding_message_size(MAX_DATA),
+            keys: KeyServiceClient::new(channel).max_decoding_message_size(MAX_PAGE),
             timeout,
         }
     }
