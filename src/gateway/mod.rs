@@ -54,7 +54,7 @@ const MAX_BODY: usize = 64 * 1024;
 ///
 /// The layers in front have bounded the body and left in the request's extensions what they know of
 /// the caller; headers and extensions reach the service as they came. For the same layers, the
-/// extensions of a refusal hold its [`Kind`], and the [`Status`] if it was the service that refused.
+/// extensions of a refusal hold its [`Kind`], and the [`Status`] if the service refused.
 ///
 /// A path that is not exactly one of these is unknown: nothing is normalised, and only the project
 /// id is percent-decoded.
@@ -130,8 +130,8 @@ impl<M: FromJson, S: Send + Sync> FromRequest<S> for Call<M> {
     }
 }
 
-/// The project id of a path that matched; none if its bytes are not text, or if there are none: over
-/// gRPC an absent project is the caller's own, and a path without one must not mean that.
+/// The project id of a path that matched; none if its bytes are not text, or if there are none:
+/// over gRPC an absent project is the caller's own, and a path without one must not mean that.
 async fn project_id<S: Send + Sync>(parts: &mut Parts, state: &S) -> Option<String> {
     let Path(id) = Path::<String>::from_request_parts(parts, state)
         .await
