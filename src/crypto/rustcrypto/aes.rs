@@ -71,8 +71,9 @@ impl Symmetric for Aes {
         if plaintext.len() > MAX_PLAINTEXT {
             return Err(ProviderError::TooLong);
         }
-        // The join of what is bound has one reading only because the head has one length.
-        if frame.len() != HEAD {
+        // What is bound has one reading only because the head has one length, and no frame is made
+        // that would not open.
+        if plaintext.is_empty() || frame.len() != HEAD {
             return Err(ProviderError::Unsupported);
         }
         let mut nonce = Nonce::default();
