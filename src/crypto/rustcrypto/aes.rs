@@ -13,11 +13,12 @@
 //! AES-GCM alone does not commit to its key: for two keys of one's choice a ciphertext can be made
 //! that opens under both. The commitment, which only the right key reproduces, rules that out.
 
+use aes_gcm::Tag;
+use aes_gcm::aead::{AeadInOut, KeyInit};
 use hkdf::Hkdf;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
-use xaes_256_gcm::aead::{AeadInOut, KeyInit};
-use xaes_256_gcm::{Key, Nonce, Tag, Xaes256Gcm};
+use xaes_256_gcm::{Key, Nonce, Xaes256Gcm};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::crypto::rustcrypto::no_randomness;
