@@ -181,6 +181,7 @@ impl Kind {
 pub struct Error {
     kind: Kind,
     detail: Option<Cow<'static, str>>,
+    field: Option<&'static str>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -197,6 +198,23 @@ impl Error {
         self
     }
 
+    /// The field of the request that is at fault, where it is one.
+    pub const fn field(&self) -> Option<&'static str> {
+        self.field
+    }
+
+    /// Names the field that is at fault.
+    #[must_use]
+    pub const fn of(mut self, field: &'static str) -> Self {
+        self.field = Some(field);
+        self
+    }
+
+    /// The cause for our logs, with its own causes, in one line.
+    pub fn cause(&self) -> Option<Causes<'_>> {
+        self.source().map(Causes)
+    }
+
     /// Adds the cause for our logs.
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
@@ -205,11 +223,28 @@ impl Error {
     }
 }
 
+/// An error and its causes, in one line.
+#[derive(Debug)]
+pub struct Causes<'a>(pub &'a (dyn StdError + 'static));
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(cause) = next {
+            write!(f, ": {cause}")?;
+            next = cause.source();
+        }
+        Ok(())
+    }
+}
+
 impl From<Kind> for Error {
     fn from(kind: Kind) -> Self {
         Self {
             kind,
             detail: None,
+            field: None,
             cause: None,
         }
     }
