@@ -16,9 +16,9 @@ CHECK = Path(sys.argv[0]).stem
 
 def use_pinned_packages():
     """Goes on under the suite's own Python, where the pinned packages are."""
-    venv = ROOT / "target/interop-venv"
-    if Path(sys.prefix).resolve() != venv.resolve():
-        os.execv(venv / "bin/python", ["python", *sys.argv])
+    python = ROOT / "target/interop-venv/bin/python"
+    if Path(sys.executable) != python:
+        os.execv(python, [str(python), *sys.argv])
 
 
 use_pinned_packages()

@@ -355,7 +355,8 @@ def altered_ciphertexts_do_not_open(kms):
         refused("KMS.2201", lambda: kms.decrypt(flipped(frame, at)))
     refused("KMS.2201", lambda: kms.decrypt("A" * 188))
     refused("KMS.2201", lambda: kms.decrypt("A" * 127))
-    refused("KMS.2201", lambda: kms.decrypt(base64.b64encode(frame).decode(), key_id=dev.rsa_key))
+    refused("KMS.2201", lambda: kms.decrypt(base64.b64encode(frame).decode(), key_id=kms.create()))
+    refused("KMS.2106", lambda: kms.decrypt(base64.b64encode(frame).decode(), key_id=dev.rsa_key))
     for algorithm, key_id, code in [
         ("RSAES_OAEP_SHA_256", dev.rsa_key, "KMS.0311"),
         ("SM2_ENCRYPT", dev.sm2_key, "KMS.2201"),
