@@ -16,6 +16,7 @@ started=()
 clean_up() {
   if ((${#started[@]})); then
     kill -KILL "${started[@]}" 2>/dev/null || true
+    wait "${started[@]}" 2>/dev/null || true
   fi
   rm -rf "$scratch"
 }
