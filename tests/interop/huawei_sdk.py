@@ -170,7 +170,8 @@ def associated_data_and_a_sequence_are_taken(kms):
 
 
 def any_text_comes_back(kms):
-    # The SDK sends all but ASCII as \u escapes, and characters beyond the first plane as surrogate pairs.
+    # The SDK sends all but ASCII as \u escapes, and characters beyond the first plane as surrogate
+    # pairs.
     for text in ["密钥管理", "🔑🗝", "a\r\nb\tc\0d\x7f", "\u2028\ufeff\uffff", "é" * 2048, "🔑" * 1024, "\"\\/", " "]:
         back = kms.decrypt(kms.encrypt(kms.dev.aes_key, text).cipher_text)
         assert back.plain_text == text, ascii(text)

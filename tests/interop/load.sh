@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Load on both faces, by h2load and wrk: bounded, and no call may fail.
 #
-# h2load counts HTTP statuses alone, and a failed gRPC call has status 200; so kmsgate's own count of calls that
-# succeeded must grow by as many. REQUESTS is how many calls h2load makes, SECONDS_OF_WRK how long wrk runs.
+# h2load counts HTTP statuses alone, and a failed gRPC call has status 200; so kmsgate's own count
+# of calls that succeeded must grow by as many. REQUESTS is how many calls h2load makes,
+# SECONDS_OF_WRK how long wrk runs.
 source "$(dirname "$0")/common.sh"
 load_env "$@"
 
 requests=${REQUESTS:-50000}
 seconds=${SECONDS_OF_WRK:-5}
 
-# A gRPC frame (a zero byte, the length in four) around an EncryptDataRequest {key_id = 2, plain_text = 3}.
+# A gRPC frame (a zero byte, the length in four) around an EncryptDataRequest {key_id = 2,
+# plain_text = 3}.
 python3 - "$KMSGATE_AES_KEY" >"$scratch/frame" <<'PYTHON'
 import sys
 
