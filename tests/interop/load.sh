@@ -29,7 +29,7 @@ succeeded() {
 }
 
 before=$(succeeded grpc)
-timeout 120 h2load --requests="$requests" --clients=4 --max-concurrent-streams=16 --data="$scratch/frame" \
+timeout $((60 + requests / 1000)) h2load --requests="$requests" --clients=4 --max-concurrent-streams=16 --data="$scratch/frame" \
   --header='content-type: application/grpc' --header='te: trailers' --header="x-auth-token: $KMSGATE_TOKEN" \
   "http://$KMSGATE_GRPC/kmsgate.v1.CryptoService/EncryptData" >"$scratch/h2load"
 grep -E '^(finished|requests:|time for request)' "$scratch/h2load" >&2
@@ -72,7 +72,7 @@ function done(summary, latency)
     latency:percentile(50) / 1000, latency:percentile(99) / 1000))
 end
 LUA
-timeout 120 wrk --threads 1 --connections 16 --duration "${seconds}s" --script "$scratch/encrypt.lua" \
+timeout $((30 + seconds)) wrk --threads 1 --connections 16 --duration "${seconds}s" --script "$scratch/encrypt.lua" \
   "$rest/encrypt-data" >"$scratch/wrk"
 line=$(grep '^wrk:' "$scratch/wrk")
 echo "$line" >&2
