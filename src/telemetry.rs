@@ -26,8 +26,8 @@ use crate::config::{Log, LogFormat};
 /// Sends log lines to standard error from now on. Fails if the filter is malformed, or if it was called before.
 ///
 /// Whatever the filter says, other crates are heard from `info` upwards: below it the HTTP libraries quote requests.
-pub fn log(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let filter: EnvFilter = log.filter.parse()?;
+pub fn log(log: &Log) -> Result<(), Failure> {
+    let filter = filter(log)?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match log.format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -40,6 +40,19 @@ pub fn log(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         .with(lines)
         .try_init()?;
     Ok(())
+}
+
+/// Says whether [`log`] would accept the filter.
+pub fn check(log: &Log) -> Result<(), Failure> {
+    filter(log).map(|_| ())
+}
+
+/// Why there is no log.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn filter(log: &Log) -> Result<EnvFilter, Failure> {
+    let filter = log.filter.parse();
+    filter.map_err(|error| format!("log filter: {error}").into())
 }
 
 /// Whether a log line or a span is of this crate.

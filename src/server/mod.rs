@@ -17,6 +17,7 @@ mod listen;
 
 use std::fmt;
 use std::future::IntoFuture;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -82,16 +83,18 @@ pub struct Listeners {
 impl Listeners {
     /// Binds the configured addresses.
     pub async fn bind(config: &Config) -> Result<Self, StartError> {
-        let bind = async |address| {
-            let bound = TcpListener::bind(address).await;
-            bound.map_err(|error| StartError::Bind(address, error))
-        };
         Ok(Self {
             grpc: bind(config.grpc).await?,
             rest: bind(config.rest).await?,
             admin: bind(config.admin).await?,
         })
     }
+}
+
+/// Binds one address.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| StartError::Bind(address, error))
 }
 
 /// A server, built and not yet serving.
@@ -500,7 +503,7 @@ impl Clock for SystemClock {
 pub enum StartError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
-    Bind(std::net::SocketAddr, #[source] std::io::Error),
+    Bind(SocketAddr, #[source] std::io::Error),
     /// The root key cannot be used.
     #[error("root key {0}: {1}")]
     RootKey(String, #[source] RootKeyError),
