@@ -7,7 +7,7 @@
 //! admin listener ─► /livez /readyz /metrics
 //! ```
 //!
-//! Both faces have the same [front](front): request id, metrics, deadline, limits, credentials. The caller binds the
+//! Both faces have the same front: request id, metrics, deadline, limits, credentials. The caller binds the
 //! listeners and decides when to stop, so a test may use port 0 and a channel where the program uses the configuration
 //! and SIGTERM.
 
