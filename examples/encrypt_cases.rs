@@ -4,10 +4,10 @@
 //! encrypt_cases SPEC KEY COUNT
 //! ```
 //!
-//! `SPEC` is a key spec such as `RSA_3072` or `SM2`, and `KEY` a file with such a key in PKCS#8 DER. The key goes through
-//! the same seam as the service's own: it is sealed, opened, and only then used. Each line written is a plaintext and its
-//! ciphertext in hexadecimal. The first two plaintexts have the least and the greatest length that the key takes, the
-//! others any between.
+//! `SPEC` is a key spec such as `RSA_3072` or `SM2`, and `KEY` a file with such a key in PKCS#8
+//! DER. The key goes through the same seam as the service's own: it is sealed, opened, and only
+//! then used. Each line written is a plaintext and its ciphertext in hexadecimal. The first two
+//! plaintexts have the least and the greatest length that the key takes, the others any between.
 
 use std::env;
 use std::error::Error;

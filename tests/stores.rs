@@ -725,7 +725,8 @@ async fn erased_bytes_are_gone_from_the_files() {
     );
 }
 
-/// What SQLite moves from page to page it may leave copies of, and it moves nothing that is on an overflow page.
+/// What SQLite moves from page to page it may leave copies of, and it moves nothing that is on an
+/// overflow page.
 #[tokio::test]
 async fn sealed_bytes_lie_on_overflow_pages_alone() {
     let mut fixture = InFile::new();

@@ -17,6 +17,7 @@ mod listen;
 
 use std::fmt;
 use std::future::IntoFuture;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -82,16 +83,18 @@ pub struct Listeners {
 impl Listeners {
     /// Binds the configured addresses.
     pub async fn bind(config: &Config) -> Result<Self, StartError> {
-        let bind = async |address| {
-            let bound = TcpListener::bind(address).await;
-            bound.map_err(|error| StartError::Bind(address, error))
-        };
         Ok(Self {
             grpc: bind(config.grpc).await?,
             rest: bind(config.rest).await?,
             admin: bind(config.admin).await?,
         })
     }
+}
+
+/// Binds one address.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| StartError::Bind(address, error))
 }
 
 /// A server, built and not yet serving.
@@ -224,6 +227,11 @@ impl Server {
         }
         let rest = gateway::router(Arc::clone(&service), service);
 
+        let serving_at = ServingAt {
+            grpc: Some(place(&listeners.grpc)),
+            rest: place(&listeners.rest),
+            admin: place(&listeners.admin),
+        };
         let (draining, drain) = watch::channel(false);
         let readiness = Readiness::new(Arc::clone(&self.kms.store));
         let grpc = routes.prepare().into_axum_router();
@@ -245,7 +253,7 @@ impl Server {
                 .set_service_status(name, ServingStatus::Serving)
                 .await;
         }
-        tracing::info!("serving");
+        serving_at.log();
 
         stop.await;
         tracing::info!("stopping");
@@ -318,12 +326,17 @@ pub async fn serve_gateway(
     let router = gateway::router(Arc::clone(&upstream), upstream);
     let common = Arc::new(Common::new(None, requests, &limits));
     let front = Front::new(Face::Rest, common, router);
+    let serving_at = ServingAt {
+        grpc: None,
+        rest: place(&rest),
+        admin: place(&admin_listener),
+    };
     let (draining, drain) = watch::channel(false);
     let readiness = Readiness::stateless();
     let serving = tokio::spawn(listen::serve(rest, front, drain, drain_time));
     let probes = admin::router(metrics, readiness.clone());
     let admin = tokio::spawn(axum::serve(admin_listener, probes).into_future());
-    tracing::info!("serving");
+    serving_at.log();
     stop.await;
     tracing::info!("stopping");
     readiness.stop();
@@ -331,6 +344,25 @@ pub async fn serve_gateway(
     let _ = serving.await;
     admin.abort();
     Ok(())
+}
+
+/// Where a server can be reached: what was configured may have been port 0, for any free one.
+struct ServingAt {
+    grpc: Option<String>,
+    rest: String,
+    admin: String,
+}
+
+impl ServingAt {
+    fn log(&self) {
+        let Self { grpc, rest, admin } = self;
+        tracing::info!(grpc, rest, admin, "serving");
+    }
+}
+
+fn place(listener: &TcpListener) -> String {
+    let bound = listener.local_addr();
+    bound.map_or_else(|error| error.to_string(), |address| address.to_string())
 }
 
 /// Reads what `config` names, as a start would, and changes nothing: the store is not opened.
@@ -471,7 +503,7 @@ impl Clock for SystemClock {
 pub enum StartError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
-    Bind(std::net::SocketAddr, #[source] std::io::Error),
+    Bind(SocketAddr, #[source] std::io::Error),
     /// The root key cannot be used.
     #[error("root key {0}: {1}")]
     RootKey(String, #[source] RootKeyError),

@@ -1,7 +1,8 @@
 # What the shell checks share. Sourced, never run.
 #
-# A check is a script that is given the dev.env of a running `kmsgate dev`, prints one `ok` line for each thing it has
-# seen, and fails at the first that is not so. `tests/interop/install` must have run once.
+# A check is a script that is given the dev.env of a running `kmsgate dev`, prints one `ok` line for
+# each thing it has seen, and fails at the first that is not so. `tests/interop/install` must have
+# run once.
 
 set -euo pipefail
 
@@ -79,19 +80,21 @@ await() {
   return 1
 }
 
-# Starts `kmsgate dev` on free ports with its data and log in DIR, and waits until it is ready: `start_dev DIR`.
-# Sets `server`, its process.
+# Starts `kmsgate dev` on free ports with its data and log in DIR, and waits until it is ready:
+# `start_dev DIR`. Sets `server`, its process.
 start_dev() {
-  local tries
+  local tries before
+  # A server that starts again puts a new file in the place of the old one.
+  before=$(stat -c %i "$1/dev.env" 2>/dev/null || true)
   "$kmsgate" dev --data "$1" --grpc 127.0.0.1:0 --rest 127.0.0.1:0 --admin 127.0.0.1:0 >"$1.log" 2>&1 </dev/null &
   server=$!
   started+=("$server")
   for tries in $(seq 200); do
-    [[ -s $1/dev.env ]] && break
+    [[ $(stat -c %i "$1/dev.env" 2>/dev/null || true) != "$before" ]] && break
     kill -0 "$server" 2>/dev/null || break
     sleep 0.1
   done
-  if ! [[ -s $1/dev.env ]]; then
+  if [[ $(stat -c %i "$1/dev.env" 2>/dev/null || true) == "$before" ]]; then
     echo "kmsgate dev wrote no dev.env after $tries tries" >&2
     return 1
   fi

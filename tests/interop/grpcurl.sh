@@ -5,7 +5,8 @@ load_env "$@"
 
 token=(-H "x-auth-token: $KMSGATE_TOKEN")
 
-# Calls a method with JSON: `call METHOD JSON [GRPCURL ARGUMENT…]`. Sets `code`, grpcurl's exit code, and `answer`.
+# Calls a method with JSON: `call METHOD JSON [GRPCURL ARGUMENT…]`. Sets `code`, grpcurl's exit
+# code, and `answer`.
 call() {
   local method=$1 data=$2
   shift 2

@@ -14,6 +14,7 @@ from huaweicloudsdkkms.v2 import (
     CancelKeyDeletionRequest,
     CreateKeyRequest,
     CreateKeyRequestBody,
+    CreateRandomRequest,
     DecryptDataRequest,
     DecryptDataRequestBody,
     DeleteKeyRequest,
@@ -21,6 +22,7 @@ from huaweicloudsdkkms.v2 import (
     EnableKeyRequest,
     EncryptDataRequest,
     EncryptDataRequestBody,
+    GenRandomRequestBody,
     KmsClient,
     ListKeyDetailRequest,
     ListKeysRequest,
@@ -41,6 +43,7 @@ NO_SUCH_KEY = "0d0466b0-e727-4d9c-b35d-f84bb474a370"
 
 # The documented status and sentence of each code (contract, sections 2.5, 4.3 and 4.4).
 DOCUMENTED = {
+    "APIGW.0101": (404, "The API does not exist or has not been published in the environment."),
     "APIGW.0301": (401, "Incorrect IAM authentication information"),
     "KMS.0204": (400, "Parameters missing in the request message."),
     "KMS.0205": (400, "Invalid key ID."),
@@ -170,7 +173,8 @@ def associated_data_and_a_sequence_are_taken(kms):
 
 
 def any_text_comes_back(kms):
-    # The SDK sends all but ASCII as \u escapes, and characters beyond the first plane as surrogate pairs.
+    # The SDK sends all but ASCII as \u escapes, and characters beyond the first plane as surrogate
+    # pairs.
     for text in ["密钥管理", "🔑🗝", "a\r\nb\tc\0d\x7f", "\u2028\ufeff\uffff", "é" * 2048, "🔑" * 1024, "\"\\/", " "]:
         back = kms.decrypt(kms.encrypt(kms.dev.aes_key, text).cipher_text)
         assert back.plain_text == text, ascii(text)
@@ -338,6 +342,14 @@ def malformed_requests_are_refused(kms):
     refused("KMS.2108", lambda: kms.encrypt(dev.rsa_key, "p" * 319, "RSAES_OAEP_SHA_256"))
 
 
+def what_is_not_offered_is_refused(kms):
+    asked = CreateRandomRequest(body=GenRandomRequestBody(random_data_length="512"))
+    refused("APIGW.0101", lambda: kms.client.create_random(asked))
+    refused("KMS.0308", lambda: kms.create("SM4"))
+    refused("KMS.0308", lambda: kms.create("AES_256", "SIGN_VERIFY"))
+    refused("KMS.0308", lambda: kms.create(origin="external"))
+
+
 def a_key_does_only_what_it_is_for(kms):
     dev = kms.dev
     signs = kms.create("SM2", "SIGN_VERIFY")
@@ -416,6 +428,7 @@ run(
         a_key_is_renamed_and_described_anew,
         a_rotated_key_still_decrypts_what_it_made,
         malformed_requests_are_refused,
+        what_is_not_offered_is_refused,
         a_key_does_only_what_it_is_for,
         altered_ciphertexts_do_not_open,
         a_wrong_signature_is_refused,

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Load on both faces, by h2load and wrk: bounded, and no call may fail.
 #
-# h2load counts HTTP statuses alone, and a failed gRPC call has status 200; so kmsgate's own count of calls that
-# succeeded must grow by as many. REQUESTS is how many calls h2load makes, SECONDS_OF_WRK how long wrk runs.
+# h2load counts HTTP statuses alone, and a failed gRPC call has status 200; so kmsgate's own count
+# of calls that succeeded must grow by as many. REQUESTS is how many calls h2load makes,
+# SECONDS_OF_WRK how long wrk runs.
 source "$(dirname "$0")/common.sh"
 load_env "$@"
 
 requests=${REQUESTS:-50000}
 seconds=${SECONDS_OF_WRK:-5}
 
-# A gRPC frame (a zero byte, the length in four) around an EncryptDataRequest {key_id = 2, plain_text = 3}.
+# A gRPC frame (a zero byte, the length in four) around an EncryptDataRequest {key_id = 2,
+# plain_text = 3}.
 python3 - "$KMSGATE_AES_KEY" >"$scratch/frame" <<'PYTHON'
 import sys
 
@@ -27,7 +29,7 @@ succeeded() {
 }
 
 before=$(succeeded grpc)
-timeout 120 h2load --requests="$requests" --clients=4 --max-concurrent-streams=16 --data="$scratch/frame" \
+timeout $((60 + requests / 1000)) h2load --requests="$requests" --clients=4 --max-concurrent-streams=16 --data="$scratch/frame" \
   --header='content-type: application/grpc' --header='te: trailers' --header="x-auth-token: $KMSGATE_TOKEN" \
   "http://$KMSGATE_GRPC/kmsgate.v1.CryptoService/EncryptData" >"$scratch/h2load"
 grep -E '^(finished|requests:|time for request)' "$scratch/h2load" >&2
@@ -70,7 +72,7 @@ function done(summary, latency)
     latency:percentile(50) / 1000, latency:percentile(99) / 1000))
 end
 LUA
-timeout 120 wrk --threads 1 --connections 16 --duration "${seconds}s" --script "$scratch/encrypt.lua" \
+timeout $((30 + seconds)) wrk --threads 1 --connections 16 --duration "${seconds}s" --script "$scratch/encrypt.lua" \
   "$rest/encrypt-data" >"$scratch/wrk"
 line=$(grep '^wrk:' "$scratch/wrk")
 echo "$line" >&2

@@ -101,20 +101,18 @@ def openssl_opens_what_we_encrypt(_):
 
 
 def we_open_what_openssl_encrypts(dev):
-    rest = Rest(dev)
     for spec, key_id in [("RSA_3072", dev.rsa_key), ("SM2", dev.sm2_key)]:
-        we_open(dev, spec, key_id, rest.post("get-publickey", key_id=key_id)["public_key"], CASES)
+        we_open(dev, spec, key_id, CASES)
     for spec in ["RSA_2048", "RSA_4096"]:
         alias = f"openssl-{random.getrandbits(64):016x}"
-        made = rest.post("create-key", key_alias=alias, key_spec=spec, key_usage="ENCRYPT_DECRYPT")
-        key_id = made["key_info"]["key_id"]
+        made = Rest(dev).post("create-key", key_alias=alias, key_spec=spec, key_usage="ENCRYPT_DECRYPT")
         # Fewer, for what differs from RSA_3072 is a length.
-        we_open(dev, spec, key_id, rest.post("get-publickey", key_id=key_id)["public_key"], CASES // 10)
+        we_open(dev, spec, made["key_info"]["key_id"], CASES // 10)
 
 
-def we_open(dev, spec, key_id, public_key, count):
+def we_open(dev, spec, key_id, count):
     limit, parameters = SPECS[spec]
-    key = Key(public_key.encode(), parameters)
+    key = Key(Rest(dev).post("get-publickey", key_id=key_id)["public_key"].encode(), parameters)
     algorithm = "SM2_ENCRYPT" if spec == "SM2" else "RSAES_OAEP_SHA_256"
     lengths = [1, limit] + [random.randint(1, limit) for _ in range(count - 2)]
     plaintexts = [os.urandom(length) for length in lengths]

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The REST gateway as a process of its own, in front of a kmsgate that it reaches over gRPC. Starts both.
+# The REST gateway as a process of its own, in front of a kmsgate that it reaches over gRPC. Starts
+# both.
 source "$(dirname "$0")/common.sh"
 
 start_dev "$scratch/dev" || fail "$(<"$scratch/dev.log")"

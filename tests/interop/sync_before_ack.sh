@@ -1,8 +1,9 @@
 #!/bin/sh
 # Checks by system calls that the SQLite store syncs its log before it acknowledges a write.
 #
-# Runs the writer of tests/crash.rs, alone, under strace. Whenever it says that a write was acknowledged, the log must have
-# been written since the last time, and synced after its last write; the name of the log must have been synced too.
+# Runs the writer of tests/crash.rs, alone, under strace. Whenever it says that a write was
+# acknowledged, the log must have been written since the last time, and synced after its last
+# write; the name of the log must have been synced too.
 set -eu
 
 cd "$(dirname "$0")/../.."
@@ -16,14 +17,16 @@ program=$(cargo test --quiet --test crash --no-run --message-format=json |
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 
-# -y names the file of each descriptor. The writer is one task, so nothing else is on its way when it says something.
+# -y names the file of each descriptor. The writer is one task, so nothing else is on its way when
+# it says something.
 KMSGATE_TEST_STORE="$directory/keys.db" KMSGATE_TEST_WRITERS=1 KMSGATE_TEST_KEYS=40 \
     strace -f -y -s 16 -o "$directory/trace" \
     -e trace=write,pwrite64,writev,pwritev,pwritev2,ftruncate,fsync,fdatasync,sync_file_range,mmap \
     "$program" --exact writer --nocapture >"$directory/said"
 
 awk -v directory="$directory" '
-    # A call that another thread interrupts is two lines: it begins with the first and has happened with the second.
+    # A call that another thread interrupts is two lines: it begins with the first and has happened
+    # with the second.
     { process = $1 }
     /<unfinished \.\.\.>/ { begun[process] = $0 }
     / resumed>/ { call = begun[process]; happened = 1; began = 0 }
@@ -32,10 +35,10 @@ awk -v directory="$directory" '
 
     call ~ /mmap\(.*keys\.db/ { fail("the store is mapped: its writes cannot be seen") }
     call ~ /writev?2?\(|pwrite/ && call ~ /keys\.db-wal>/ {
-        if (began) { dirty = 1; written = 1; commits++ }
+        if (began) { dirty = 1; written = 1 }
     }
-    # A sync counts for what was written before it began. The thread that writes is the one that syncs.
-    call ~ /(fsync|fdatasync)\(/ && call ~ /keys\.db-wal>/ && succeeded { dirty = 0; synced++ }
+    # A sync counts for what was written before it began, because one thread writes and syncs.
+    call ~ /(fsync|fdatasync)\(/ && call ~ /keys\.db-wal>/ && succeeded { dirty = 0 }
     call ~ /(fsync|fdatasync)\(/ && index(call, "<" directory ">") && succeeded { named = 1 }
     # Cutting the log to nothing needs no sync: what it held is in the store, which was synced.
     call ~ /write\(1</ && call ~ /"(made|erased) / && began {
