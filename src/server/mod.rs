@@ -7,7 +7,7 @@
 //! admin listener ─► /livez /readyz /metrics
 //! ```
 //!
-//! Both faces have the same [front](front): request id, metrics, deadline, limits, credentials. The caller binds the
+//! Both faces have the same front: request id, metrics, deadline, limits, credentials. The caller binds the
 //! listeners and decides when to stop, so a test may use port 0 and a channel where the program uses the configuration
 //! and SIGTERM.
 
@@ -57,7 +57,7 @@ use crate::service::{Context, Kms, NewKey, Sweep};
 use crate::store::codec::Codec;
 use crate::store::memory::Memory;
 use crate::store::sqlite::Sqlite;
-use crate::store::{KeyStore, StoreError};
+use crate::store::{Address, KeyStore, StoreError};
 use crate::telemetry::Metrics;
 
 /// The most bytes of a request's message, body, and headers each.
@@ -205,9 +205,10 @@ impl Server {
         listeners: Listeners,
         stop: impl Future<Output = ()>,
     ) -> Result<(), StartError> {
+        self.check_store().await?;
         let held_back = Arc::new(AtomicBool::new(false));
-        let refresh_failures = Arc::new(AtomicU64::new(0));
-        let metrics = Arc::new(self.metrics(&held_back, &refresh_failures));
+        let stale = Arc::new(AtomicU64::new(0));
+        let metrics = Arc::new(self.metrics(&held_back, &stale));
         let guard = Guard {
             chain: self.chain,
             kms: Arc::clone(&self.kms),
@@ -245,7 +246,7 @@ impl Server {
         let probes = admin::router(metrics, readiness.clone());
         let admin = tokio::spawn(axum::serve(listeners.admin, probes).into_future());
         let chores = [
-            tokio::spawn(refresh(self.files, refresh_failures)),
+            tokio::spawn(refresh(self.files, stale)),
             tokio::spawn(sweep(Arc::clone(&self.kms), held_back)),
         ];
         for name in SERVICES {
@@ -277,7 +278,16 @@ impl Server {
         Ok(())
     }
 
-    fn metrics(&self, held_back: &Arc<AtomicBool>, refresh_failures: &Arc<AtomicU64>) -> Metrics {
+    /// Refuses to serve a store that was written under another root key: every request would fail.
+    async fn check_store(&self) -> Result<(), StartError> {
+        match self.kms.store.get(&Address::Clock).await {
+            Err(StoreError::Corrupt(_)) => Err(StartError::WrongRootKey),
+            Err(error) => Err(StartError::Store("the key store".to_owned(), error)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn metrics(&self, held_back: &Arc<AtomicBool>, stale: &Arc<AtomicU64>) -> Metrics {
         let mut metrics = Metrics::new(front::names());
         let kms = Arc::clone(&self.kms);
         metrics.gauge(
@@ -297,11 +307,11 @@ impl Server {
             "Events that the audit could not keep.",
             move || audit.lost(),
         );
-        let failures = Arc::clone(refresh_failures);
-        metrics.counter(
-            "kmsgate_credential_file_failures",
-            "Changed credential files that could not be used; the old content stays.",
-            move || failures.load(Ordering::Relaxed),
+        let stale = Arc::clone(stale);
+        metrics.gauge(
+            "kmsgate_stale_credential_files",
+            "Changed credential files that cannot be used; their last good content stays.",
+            move || stale.load(Ordering::Relaxed),
         );
         metrics
     }
@@ -419,24 +429,36 @@ fn reflect(routes: Routes) -> Result<Routes, StartError> {
     Ok(routes.add_service(builder().build_v1alpha()?))
 }
 
-/// Reads changed credential files, for ever.
-async fn refresh(files: Vec<Arc<dyn Refresh>>, failures: Arc<AtomicU64>) {
+/// Reads changed credential files, for ever, and counts in `stale` those that cannot be used.
+async fn refresh(files: Vec<Arc<dyn Refresh>>, stale: Arc<AtomicU64>) {
     let mut ticks = tokio::time::interval(REFRESH);
+    let mut failures = vec![None; files.len()];
     loop {
         ticks.tick().await;
-        for file in &files {
-            let file = Arc::clone(file);
-            let failures = Arc::clone(&failures);
-            let read = tokio::task::spawn_blocking(move || match file.refresh() {
-                Ok(false) => {}
-                Ok(true) => tracing::info!(file = %file.path().display(), "read a credential file"),
-                Err(error) => {
-                    failures.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(file = %file.path().display(), %error, "cannot use a credential file");
+        for (file, failure) in files.iter().zip(&mut failures) {
+            let read = {
+                let file = Arc::clone(file);
+                tokio::task::spawn_blocking(move || file.refresh()).await
+            };
+            let file = file.path().display();
+            let now = match read {
+                Ok(Ok(read)) => {
+                    if read {
+                        tracing::info!(%file, "read a credential file");
+                    }
+                    None
                 }
-            });
-            let _ = read.await;
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(error) => Some(error.to_string()),
+            };
+            // A file that stays bad is told once, not at every look.
+            if let Some(error) = now.as_ref().filter(|_| now != *failure) {
+                tracing::error!(%file, error, "cannot use a credential file: its last good content stays");
+            }
+            *failure = now;
         }
+        let bad = failures.iter().filter(|failure| failure.is_some()).count();
+        stale.store(bad as u64, Ordering::Relaxed);
     }
 }
 
@@ -510,6 +532,11 @@ pub enum StartError {
     /// A credential file cannot be used.
     #[error("credential file {0}: {1}")]
     File(String, #[source] FileError),
+    /// The store's records do not verify.
+    #[error(
+        "the key store was not written under this root key, or it was changed by something else"
+    )]
+    WrongRootKey,
     /// The store cannot be opened.
     #[error("store {0}: {1}")]
     Store(String, #[source] StoreError),
