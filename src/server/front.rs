@@ -241,7 +241,7 @@ impl Front {
                 self.check_project(parts.uri.path(), &known.caller)?;
                 parts.extensions.insert(Arc::clone(known));
             }
-            // The upstream's log and ours join by this name.
+            // For the upstream, which so far gives the request another name in its own log.
             None => {
                 parts.headers.insert(REQUEST_ID, header(id));
             }
