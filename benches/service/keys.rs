@@ -44,10 +44,10 @@ pub(crate) async fn starts(
     starts: u16,
 ) -> Outcome<[Start; 2]> {
     let name = format!("`{}`", binary.display());
-    let data = server::directory()?;
-    // The first start makes the root key and the first keys of a fresh directory, so it is not counted.
-    Server::kmsgate(binary, data.path(), launch)?.stop()?;
-    let (ready_after, empty) = restarts(binary, data.path(), launch, starts)?;
+    let directory = server::directory()?;
+    // The first start makes the root key and the first keys of a fresh store, so it is not counted.
+    Server::kmsgate(binary, directory.path(), launch)?.stop()?;
+    let (ready_after, empty) = restarts(binary, directory.path(), launch, starts)?;
     let few = Start {
         binary: name.clone(),
         keys: 0,
@@ -56,10 +56,10 @@ pub(crate) async fn starts(
         creation: None,
     };
 
-    let server = Server::kmsgate(binary, data.path(), launch)?;
+    let server = Server::kmsgate(binary, directory.path(), launch)?;
     let creation = create(&server, keys).await?;
     server.stop()?;
-    let (ready_after, full) = restarts(binary, data.path(), launch, starts)?;
+    let (ready_after, full) = restarts(binary, directory.path(), launch, starts)?;
     let many = Start {
         binary: name,
         keys,
@@ -69,7 +69,7 @@ pub(crate) async fn starts(
     };
 
     // Ready must mean that it works.
-    let server = Server::kmsgate(binary, data.path(), launch)?;
+    let server = Server::kmsgate(binary, directory.path(), launch)?;
     Prepared::new(&server, Face::Grpc, 32).await?;
     server.stop()?;
     Ok([few, many])
@@ -78,14 +78,14 @@ pub(crate) async fn starts(
 /// Starts a server again and again; tells how long each took to be ready, and how much memory it then had.
 fn restarts(
     binary: &Path,
-    data: &Path,
+    directory: &Path,
     launch: &Launch<'_>,
     starts: u16,
 ) -> Outcome<(Vec<Duration>, Vec<u64>)> {
     let mut ready_after = Vec::new();
     let mut memory = Vec::new();
     for _ in 0..starts {
-        let server = Server::kmsgate(binary, data, launch)?;
+        let server = Server::kmsgate(binary, directory, launch)?;
         thread::sleep(IDLE);
         memory.push(resident(server.pid())?);
         ready_after.push(server.ready_after);

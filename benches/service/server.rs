@@ -98,37 +98,38 @@ pub(crate) struct Server {
     /// From the start of the process to the first answer that it is ready.
     pub(crate) ready_after: Duration,
     process: Process,
-    /// The data directory, if it is to vanish with the server.
-    _data: Option<TempDir>,
+    /// Where its data is, if that is to vanish with it.
+    _directory: Option<TempDir>,
 }
 
 impl Server {
-    /// Starts a server, a kmsgate on a data directory of its own.
+    /// Starts a server, a kmsgate on a store of its own.
     pub(crate) fn start(kind: &Kind, launch: &Launch<'_>) -> Outcome<Self> {
         match kind {
             Kind::Echo => Self::echo(launch),
             Kind::Kmsgate(binary) => {
-                let data = directory()?;
-                let mut server = Self::kmsgate(binary, data.path(), launch)?;
-                server._data = Some(data);
+                let directory = directory()?;
+                let mut server = Self::kmsgate(binary, directory.path(), launch)?;
+                server._directory = Some(directory);
                 Ok(server)
             }
         }
     }
 
-    /// Starts `kmsgate dev` on the data directory `data` and waits until it is ready.
-    pub(crate) fn kmsgate(binary: &Path, data: &Path, launch: &Launch<'_>) -> Outcome<Self> {
+    /// Starts `kmsgate dev` with its data and its log in `directory`, and waits until it is ready.
+    pub(crate) fn kmsgate(binary: &Path, directory: &Path, launch: &Launch<'_>) -> Outcome<Self> {
+        let data = directory.join("data");
         let env_file = data.join("dev.env");
         match fs::remove_file(&env_file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        let log_file = data.join("bench.log");
+        let log_file = directory.join("log");
         let log = File::create(&log_file)?;
         let mut command = launch.command(binary)?;
         command
             .arg("dev")
-            .args(["--data-dir".as_ref(), data])
+            .args(["--data".as_ref(), data.as_os_str()])
             .args(["--grpc", "127.0.0.1:0"])
             .args(["--rest", "127.0.0.1:0"])
             .args(["--admin", "127.0.0.1:0"])
@@ -163,7 +164,7 @@ impl Server {
             key_id: dev.key_id,
             ready_after: began.elapsed(),
             process,
-            _data: None,
+            _directory: None,
         })
     }
 
@@ -191,7 +192,7 @@ impl Server {
             key_id: echo::KEY_ID.into(),
             ready_after: began.elapsed(),
             process,
-            _data: None,
+            _directory: None,
         })
     }
 
@@ -216,7 +217,7 @@ impl Server {
     }
 }
 
-/// A directory for data, beside what cargo builds, since `/tmp` may be in memory, where a sync costs nothing.
+/// A directory for a kmsgate, beside what cargo builds, since `/tmp` may be in memory, where a sync costs nothing.
 pub(crate) fn directory() -> Outcome<TempDir> {
     Ok(TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?)
 }
