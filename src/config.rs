@@ -1,1 +1,296 @@
-//! The configuration file as types.
+//! Configuration: one TOML file, read once.
+//!
+//! Every field has a default but the files that hold secrets, so a file of four lines runs a server on loopback that keeps
+//! what it is given. Unknown keys are errors, because a misspelt security setting must not be ignored. Values arrive in
+//! their final types, and nothing downstream checks them again. Secrets are named by path and never stand here.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+/// Everything the operator can choose.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where gRPC is served.
+    #[serde(default = "default_grpc")]
+    pub grpc: SocketAddr,
+    /// Where REST is served.
+    #[serde(default = "default_rest")]
+    pub rest: SocketAddr,
+    /// Where liveness, readiness and metrics are served, without credentials: no secrets, no keys.
+    #[serde(default = "default_admin")]
+    pub admin: SocketAddr,
+    /// Whether gRPC reflection tells the schema to anyone who asks.
+    #[serde(default)]
+    pub reflection: bool,
+    /// The file with the root key, made by `kmsgate root-key new`; not readable by others.
+    pub root_key_file: PathBuf,
+    /// Where keys are kept.
+    pub store: Store,
+    /// Who is let in.
+    pub auth: Auth,
+    /// Where lifecycle events and refusals are written.
+    #[serde(default)]
+    pub audit: Audit,
+    /// Logs.
+    #[serde(default)]
+    pub log: Log,
+    /// What bounds the server's use of the machine.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How the server stops.
+    #[serde(default)]
+    pub shutdown: Shutdown,
+    /// The account that owns the projects, told as `domain_id`; a project's own id if absent.
+    #[serde(default)]
+    pub domain_id: Option<String>,
+    /// The region, told as `realm`.
+    #[serde(default = "default_realm")]
+    pub realm: String,
+}
+
+/// The key store, with just the settings that it has.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Store {
+    /// Gone when the process ends.
+    Memory {},
+    /// One file, one server.
+    Sqlite {
+        /// The database file; its directory must exist.
+        path: PathBuf,
+    },
+}
+
+/// The credentials that are accepted. At least one kind must be.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// The file with the hashes of tokens.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+    /// The file with access keys and secret keys; not readable by others. REST only.
+    #[serde(default)]
+    pub access_key_file: Option<PathBuf>,
+}
+
+/// Where events go.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Audit {
+    /// JSON lines on standard output, beside nothing else: logs go to standard error.
+    Stdout {},
+    /// JSON lines appended to a file.
+    File {
+        /// The file; made if it is not there.
+        path: PathBuf,
+    },
+}
+
+/// Logs, on standard error.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Which lines: `error`, `warn`, `info`, `debug` or `trace`, and such a level per module, as
+    /// `info,kmsgate::service=debug`.
+    pub filter: String,
+    /// How lines are written.
+    pub format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For a person at a terminal.
+    Text,
+}
+
+/// What bounds the server's use of the machine.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Requests in work at a time on both faces together; more are refused at once.
+    pub requests_in_flight: NonZeroUsize,
+    /// The longest that one request may take.
+    #[serde(deserialize_with = "duration")]
+    pub request_timeout: Duration,
+    /// Keys that are held opened in memory.
+    pub opened_keys: NonZeroUsize,
+    /// Threads for private RSA operations, SM2 and making keys; one per core if absent.
+    pub cpu_threads: Option<NonZeroUsize>,
+    /// Such operations that may wait for a thread; more are refused at once.
+    pub cpu_queue: NonZeroUsize,
+}
+
+/// How the server stops.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// How long the server goes on after it has said that it is not ready, so that load balancers hear of it.
+    #[serde(deserialize_with = "duration")]
+    pub lag: Duration,
+    /// How long requests may then take to end before they are cut off.
+    #[serde(deserialize_with = "duration")]
+    pub drain: Duration,
+}
+
+impl Config {
+    /// Parses the text of a configuration file.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)?;
+        if config.auth.token_file.is_none() && config.auth.access_key_file.is_none() {
+            return Err(ConfigError::NoCredentials);
+        }
+        Ok(config)
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self::Stdout {}
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::Json,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            requests_in_flight: count(4096),
+            request_timeout: Duration::from_secs(10),
+            opened_keys: count(100_000),
+            cpu_threads: None,
+            cpu_queue: count(1024),
+        }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self {
+            lag: Duration::from_secs(5),
+            drain: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Why a text is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A key is unknown, or a value is not of its type.
+    #[error(transparent)]
+    Toml(#[from] toml::de::Error),
+    /// Nobody could ever be let in.
+    #[error("auth: name a token_file or an access_key_file, or nobody is let in")]
+    NoCredentials,
+}
+
+fn default_grpc() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 9090).into()
+}
+
+fn default_rest() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 8080).into()
+}
+
+fn default_admin() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 9100).into()
+}
+
+fn default_realm() -> String {
+    "local".to_owned()
+}
+
+fn count(number: usize) -> NonZeroUsize {
+    NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Reads a duration such as `500ms`, `10s` or `2m`.
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).ok_or_else(|| {
+        serde::de::Error::custom("expected a whole number and ms, s or m, such as \"10s\"")
+    })
+}
+
+/// The duration that `text` writes as a whole number and a unit: `ms`, `s` or `m`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = r#"
+        root_key_file = "/etc/kmsgate/root.key"
+        store = { kind = "sqlite", path = "/var/lib/kmsgate/keys.db" }
+        auth = { token_file = "/etc/kmsgate/tokens.toml" }
+    "#;
+
+    #[test]
+    fn three_lines_run_a_server_on_loopback() {
+        let config = Config::parse(SMALLEST).unwrap();
+        assert!(config.grpc.ip().is_loopback() && config.rest.ip().is_loopback());
+        assert!(config.admin.ip().is_loopback() && !config.reflection);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_wherever_it_stands() {
+        for misspelt in [
+            "reflexion = true",
+            "[limits]\nrequest_in_flight = 5",
+            "[audit]\nkind = \"stdout\"\npath = \"x\"",
+            "[log]\nlevel = \"info\"",
+            "[shutdown]\nlags = \"5s\"",
+        ] {
+            let text = format!("{SMALLEST}\n{misspelt}");
+            assert!(Config::parse(&text).is_err(), "{misspelt}");
+        }
+        let memory = SMALLEST.replace("\"sqlite\"", "\"memory\"");
+        assert!(
+            Config::parse(&memory).is_err(),
+            "a memory store has no path"
+        );
+    }
+
+    #[test]
+    fn a_configuration_that_lets_nobody_in_is_refused() {
+        let text = SMALLEST.replace("token_file = \"/etc/kmsgate/tokens.toml\"", "");
+        assert!(matches!(
+            Config::parse(&text),
+            Err(ConfigError::NoCredentials)
+        ));
+    }
+
+    #[test]
+    fn a_duration_has_a_number_and_a_unit() {
+        assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
+        for bad in ["", "5", "s", "-5s", "1.5s", "5h", "99999999999999999999s"] {
+            assert_eq!(parse_duration(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -181,6 +181,7 @@ impl Kind {
 pub struct Error {
     kind: Kind,
     detail: Option<Cow<'static, str>>,
+    field: Option<&'static str>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -197,6 +198,18 @@ impl Error {
         self
     }
 
+    /// The field of the request that is at fault, where it is one.
+    pub const fn field(&self) -> Option<&'static str> {
+        self.field
+    }
+
+    /// Names the field that is at fault.
+    #[must_use]
+    pub const fn of(mut self, field: &'static str) -> Self {
+        self.field = Some(field);
+        self
+    }
+
     /// Adds the cause for our logs.
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
@@ -210,6 +223,7 @@ impl From<Kind> for Error {
         Self {
             kind,
             detail: None,
+            field: None,
             cause: None,
         }
     }

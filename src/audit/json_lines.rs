@@ -1,1 +1,233 @@
-//! Events as JSON, one a line.
+//! Events as JSON, one a line, written by a thread of their own so that no request waits for a disk.
+//!
+//! The queue is bounded. If the sink stands still and the queue is full, an event is counted as lost and a log line says
+//! so, because a lost event must not go unnoticed.
+
+use std::fmt;
+use std::io::Write;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+
+use serde_json::json;
+
+use crate::audit::{Event, Outcome, Sink};
+use crate::domain::key::KeyId;
+use crate::domain::request::Sequence;
+
+/// How many events may wait to be written.
+const QUEUE: usize = 16_384;
+
+/// Writes events as JSON lines.
+pub struct JsonLines {
+    queue: Option<SyncSender<String>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    lost: AtomicU64,
+}
+
+impl JsonLines {
+    /// Writes to `out`.
+    pub fn new(mut out: impl Write + Send + 'static) -> std::io::Result<Self> {
+        let (queue, events) = sync_channel::<String>(QUEUE);
+        let writer = std::thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || {
+                for line in events {
+                    let written = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+                    if let Err(error) = written {
+                        tracing::error!(%error, "cannot write the audit");
+                    }
+                }
+            })?;
+        Ok(Self {
+            queue: Some(queue),
+            writer: Mutex::new(Some(writer)),
+            lost: AtomicU64::new(0),
+        })
+    }
+
+    /// How many events found the queue full.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Sink for JsonLines {
+    fn record(&self, event: &Event<'_>) {
+        let Some(queue) = &self.queue else { return };
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            queue.try_send(line(event))
+        {
+            let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+            // Once per power of two: a sink that stands still must not fill the log as well.
+            if lost.is_power_of_two() {
+                tracing::error!(lost, "the audit queue is full: events are lost");
+            }
+        }
+    }
+}
+
+impl Drop for JsonLines {
+    /// Waits until what was recorded is written.
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.lock().ok().and_then(|mut writer| writer.take()) {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl fmt::Debug for JsonLines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JsonLines")
+    }
+}
+
+/// An event as a line. Absent values are left out.
+fn line(event: &Event<'_>) -> String {
+    let (outcome, error_code) = match event.outcome {
+        Outcome::Done => ("done", None),
+        Outcome::Refused(code) => ("refused", Some(code)),
+        Outcome::Cancelled => ("cancelled", None),
+        Outcome::Destroyed => ("destroyed", None),
+    };
+    let mut object = json!({ "time": event.time.0, "outcome": outcome });
+    let optional = [
+        ("request_id", event.request_id.map(|id| id.to_string())),
+        (
+            "sequence",
+            event
+                .sequence
+                .as_ref()
+                .map(Sequence::as_str)
+                .map(str::to_owned),
+        ),
+        ("caller", event.caller.map(|caller| caller.name.to_string())),
+        (
+            "project_id",
+            event.caller.map(|caller| caller.project.to_string()),
+        ),
+        (
+            "action",
+            event.action.map(|action| action.name().to_owned()),
+        ),
+        (
+            "key_id",
+            event.key_id.as_ref().map(KeyId::as_str).map(str::to_owned),
+        ),
+        ("error_code", error_code.map(str::to_owned)),
+    ];
+    if let Some(object) = object.as_object_mut() {
+        for (name, value) in optional {
+            if let Some(value) = value {
+                object.insert(name.to_owned(), value.into());
+            }
+        }
+    }
+    format!("{object}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::caller::{Action, Actions, Caller};
+    use crate::domain::request::RequestId;
+    use crate::domain::time::Timestamp;
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    #[test]
+    fn an_event_is_one_line_of_json() {
+        let (sink, lines) = sink();
+        let caller = Caller {
+            name: "billing".into(),
+            project: "p1".parse().unwrap(),
+            actions: Actions::ALL,
+        };
+        sink.record(&Event {
+            time: Timestamp(7),
+            request_id: Some(RequestId::new(1)),
+            sequence: Some("919c82d4-8046-4722-9094-35c3c6524cff".parse().unwrap()),
+            caller: Some(&caller),
+            action: Some(Action::DisableKey),
+            key_id: Some("0d0466b0-e727-4d9c-b35d-f84bb474a37f".parse().unwrap()),
+            outcome: Outcome::Refused("KMS.1301"),
+        });
+        drop(sink);
+        let line = String::from_utf8(lines.iter().flatten().collect()).unwrap();
+        let expected = json!({
+            "time": 7, "outcome": "refused", "error_code": "KMS.1301",
+            "request_id": "00000000000000000000000000000001",
+            "sequence": "919c82d4-8046-4722-9094-35c3c6524cff",
+            "caller": "billing", "project_id": "p1", "action": "kms:cmk:disable",
+            "key_id": "0d0466b0-e727-4d9c-b35d-f84bb474a37f",
+        });
+        assert!(line.ends_with('\n'));
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&line).unwrap(),
+            expected
+        );
+    }
+
+    #[test]
+    fn what_was_recorded_is_written_before_the_sink_is_gone() {
+        let (sink, lines) = sink();
+        for _ in 0..1000 {
+            sink.record(&EMPTY);
+        }
+        drop(sink);
+        let text: Vec<u8> = lines.iter().flatten().collect();
+        assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1000);
+    }
+
+    #[test]
+    fn a_sink_that_stands_still_holds_up_nobody_and_its_losses_are_counted() {
+        struct Stuck(Arc<Mutex<()>>);
+        impl Write for Stuck {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                let _wait = self.0.lock();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let gate = Arc::new(Mutex::new(()));
+        let closed = gate.lock().unwrap();
+        let sink = JsonLines::new(Stuck(Arc::clone(&gate))).unwrap();
+        for _ in 0..QUEUE + 100 {
+            sink.record(&EMPTY);
+        }
+        // The writer may have taken one event out of the queue before it stood still.
+        assert!((99..=100).contains(&sink.lost()), "{}", sink.lost());
+        drop(closed);
+    }
+
+    const EMPTY: Event<'_> = Event {
+        time: Timestamp(0),
+        request_id: None,
+        sequence: None,
+        caller: None,
+        action: None,
+        key_id: None,
+        outcome: Outcome::Cancelled,
+    };
+
+    struct Pipe(Sender<Vec<u8>>);
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.send(bytes.to_vec()).unwrap();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn sink() -> (JsonLines, Receiver<Vec<u8>>) {
+        let (to, from) = channel();
+        (JsonLines::new(Pipe(to)).unwrap(), from)
+    }
+}

@@ -17,7 +17,10 @@ use http::{HeaderMap, Method, Uri};
 use crate::domain::caller::Caller;
 
 pub mod aksk;
-mod file;
+mod date;
+mod entry;
+pub mod file;
+mod hex;
 pub mod policy;
 pub mod token;
 

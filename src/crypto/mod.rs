@@ -17,6 +17,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::domain::frame::HEAD;
 use crate::domain::key::{KeyId, KeySpec, KeyVersion, ProjectId};
@@ -161,4 +162,21 @@ pub enum ProviderError {
     /// The hardware, the library or the system's random source cannot serve now; a retry may work.
     #[error("the provider is unavailable")]
     Unavailable(#[source] Box<dyn StdError + Send + Sync>),
+}
+
+/// The providers in the order in which they are preferred: the first that supports a spec makes and opens its keys.
+#[derive(Debug)]
+pub struct Providers(Vec<Arc<dyn Provider>>);
+
+impl Providers {
+    /// Prefers `providers` in this order.
+    pub fn new(providers: Vec<Arc<dyn Provider>>) -> Self {
+        Self(providers)
+    }
+
+    /// The provider for keys of `spec`.
+    pub fn for_spec(&self, spec: KeySpec) -> Result<&Arc<dyn Provider>, ProviderError> {
+        let mut supporting = self.0.iter().filter(|provider| provider.supports(spec));
+        supporting.next().ok_or(ProviderError::Unsupported)
+    }
 }

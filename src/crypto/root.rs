@@ -1,1 +1,469 @@
 //! The root key, which seals key material at rest.
+//!
+//! A root key is 32 random bytes in a file of one line, `KMSGATE-ROOT-KEY-1:` and their Base64. The
+//! prefix shows a wrong file for what it is, and lets scanners find a root key where none should
+//! be. Everything that it does, it does with a key derived for that purpose by HKDF-SHA-256 (RFC
+//! 5869) with the empty salt:
+//!
+//! | info | bytes | what for |
+//! |---|---|---|
+//! | `kmsgate root key id v1` | 8 | the root key's name in sealed keys |
+//! | `kmsgate root key seal v1` | 32 | sealing, below |
+//! | `kmsgate root key mac v1` | 32 | authenticating stored records |
+//!
+//! A sealed key:
+//!
+//! ```text
+//! offset  size  field
+//! 0       1     suite          1 = XAES-256-GCM under a root key in a file
+//! 1       8     root key id
+//! 9       24    nonce
+//! 33      m     ciphertext     of the material
+//! 33+m    16    tag
+//! ```
+//!
+//! Its associated data names the place that it belongs to, so that it opens nowhere else:
+//!
+//! ```text
+//! "kmsgate sealed key v1" ‖ suite (1) ‖ root key id (8) ‖ length of the project (1) ‖ project
+//!     ‖ key id (36) ‖ version (4, big-endian) ‖ name of the spec
+//! ```
+//!
+//! The project's length and the fixed sizes after it leave one way to read it.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use hkdf::Hkdf;
+use sha2::Sha256;
+use xaes_256_gcm::aead::{AeadInOut, KeyInit};
+use xaes_256_gcm::{Nonce, Tag, Xaes256Gcm};
+use zeroize::Zeroizing;
+
+use crate::crypto::{ProviderError, SealedKey, VersionName};
+use crate::domain::secret::{MacKey, Material};
+
+/// The key that guards all others.
+pub struct RootKey {
+    key: Zeroizing<[u8; 32]>,
+    mac_key: Zeroizing<[u8; 32]>,
+    id: [u8; 8],
+    cipher: Xaes256Gcm,
+}
+
+impl RootKey {
+    /// Makes a fresh root key.
+    pub fn generate() -> Result<Self, RootKeyError> {
+        let mut key = Zeroizing::new([0; 32]);
+        getrandom::fill(key.as_mut_slice()).map_err(|error| RootKeyError::Random(error.into()))?;
+        Self::new(key)
+    }
+
+    /// Reads a root key's text form; one line break may end it.
+    pub fn parse(text: &str) -> Result<Self, RootKeyError> {
+        let line = text.strip_suffix('\n').unwrap_or(text);
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        let base64 = line.strip_prefix(PREFIX).ok_or(RootKeyError::Malformed)?;
+        // The decoder wants room for whole groups of three bytes.
+        let mut bytes = Zeroizing::new([0; 33]);
+        let decoded = BASE64_STANDARD.decode_slice(base64, bytes.as_mut_slice());
+        match (decoded, bytes.first_chunk::<32>()) {
+            (Ok(32), Some(key)) => Self::new(Zeroizing::new(*key)),
+            _ => Err(RootKeyError::Malformed),
+        }
+    }
+
+    /// The text form, with its line break. It is the key itself: keep it where only the service can
+    /// read it.
+    pub fn to_text(&self) -> Zeroizing<String> {
+        let mut text = String::with_capacity(PREFIX.len() + 45);
+        text.push_str(PREFIX);
+        BASE64_STANDARD.encode_string(self.key.as_slice(), &mut text);
+        text.push('\n');
+        Zeroizing::new(text)
+    }
+
+    /// Makes a fresh root key and writes it to a new file, which its owner alone may read. No file
+    /// is ever replaced.
+    pub fn create(path: &Path) -> Result<Self, RootKeyError> {
+        let root = Self::generate()?;
+        let mut options = OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        let written = file
+            .write_all(root.to_text().as_bytes())
+            .and_then(|()| file.sync_all())
+            .and_then(|()| sync_directory_of(path));
+        if let Err(error) = written {
+            // Half a root key is of no use, and would be in the way of the next attempt.
+            let _ = fs::remove_file(path);
+            return Err(error.into());
+        }
+        Ok(root)
+    }
+
+    /// Reads a root key from a file that neither "others" may read nor write. Follows symbolic
+    /// links: mounted secrets are such.
+    pub fn load(path: &Path) -> Result<Self, RootKeyError> {
+        let file = File::open(path)?;
+        // The open file is asked, not the path, which may have come to mean another file.
+        if file.metadata()?.permissions().mode() & 0o007 != 0 {
+            return Err(RootKeyError::TooOpen);
+        }
+        // Twice the room that a root key takes, so that the buffer never grows and leaves a copy
+        // behind.
+        let mut text = Zeroizing::new(Vec::with_capacity(2 * MAX_FILE));
+        file.take(MAX_FILE as u64 + 1).read_to_end(&mut text)?;
+        if text.len() > MAX_FILE {
+            return Err(RootKeyError::Malformed);
+        }
+        Self::parse(str::from_utf8(&text).map_err(|_| RootKeyError::Malformed)?)
+    }
+
+    /// The root key's name: says which one sealed a key, and nothing else of it.
+    pub const fn id(&self) -> [u8; 8] {
+        self.id
+    }
+
+    /// The key under which stored records are authenticated.
+    pub fn mac_key(&self) -> MacKey {
+        MacKey::new(self.mac_key.to_vec())
+    }
+
+    /// Seals `material` so that it opens as `name` and as nothing else.
+    pub fn seal(
+        &self,
+        name: &VersionName,
+        material: &Material,
+    ) -> Result<SealedKey, ProviderError> {
+        let mut nonce = Nonce::default();
+        getrandom::fill(&mut nonce).map_err(|error| ProviderError::Unavailable(error.into()))?;
+        let length = HEAD + NONCE + material.expose().len() + TAG;
+        let mut sealed = Vec::with_capacity(length);
+        sealed.push(SUITE);
+        sealed.extend(self.id);
+        sealed.extend(nonce);
+        sealed.extend_from_slice(material.expose());
+        let (_, body) = sealed
+            .split_at_mut_checked(HEAD + NONCE)
+            .ok_or(ProviderError::Unsupported)?;
+        let tag = self
+            .cipher
+            .encrypt_inout_detached(&nonce, &self.associated_data(name), body.into())
+            .map_err(|_| ProviderError::Unsupported)?;
+        sealed.extend(tag);
+        Ok(SealedKey(sealed))
+    }
+
+    /// Opens a sealed key. Whatever is wrong with it, the answer is [`ProviderError::BadSeal`].
+    pub fn open(&self, name: &VersionName, key: &SealedKey) -> Result<Material, ProviderError> {
+        let bad = || ProviderError::BadSeal;
+        let (&[suite], rest) = key.0.split_first_chunk::<1>().ok_or_else(bad)?;
+        let (&id, rest) = rest.split_first_chunk::<8>().ok_or_else(bad)?;
+        let (&nonce, rest) = rest.split_first_chunk::<NONCE>().ok_or_else(bad)?;
+        let (ciphertext, &tag) = rest.split_last_chunk::<TAG>().ok_or_else(bad)?;
+        if suite != SUITE || id != self.id {
+            return Err(bad());
+        }
+        let mut material = Zeroizing::new(ciphertext.to_vec());
+        self.cipher
+            .decrypt_inout_detached(
+                &Nonce::from(nonce),
+                &self.associated_data(name),
+                material.as_mut_slice().into(),
+                &Tag::from(tag),
+            )
+            .map_err(|_| bad())?;
+        Ok(Material::new(std::mem::take(&mut *material)))
+    }
+
+    fn new(key: Zeroizing<[u8; 32]>) -> Result<Self, RootKeyError> {
+        let seal_key = derive::<32>(&key, b"kmsgate root key seal v1")?;
+        Ok(Self {
+            mac_key: derive(&key, b"kmsgate root key mac v1")?,
+            id: *derive(&key, b"kmsgate root key id v1")?,
+            cipher: Xaes256Gcm::new((&*seal_key).into()),
+            key,
+        })
+    }
+
+    fn associated_data(&self, name: &VersionName) -> Vec<u8> {
+        let project = name.project.as_str().as_bytes();
+        // A project id has at most 64 bytes.
+        let length = u8::try_from(project.len()).unwrap_or(u8::MAX);
+        [
+            b"kmsgate sealed key v1",
+            &[SUITE][..],
+            &self.id,
+            &[length],
+            project,
+            name.key_id.as_bytes(),
+            &name.version.get().to_be_bytes(),
+            name.spec.name().as_bytes(),
+        ]
+        .concat()
+    }
+}
+
+impl fmt::Debug for RootKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RootKey({:016x})", u64::from_be_bytes(self.id))
+    }
+}
+
+/// Why there is no root key.
+#[derive(Debug, thiserror::Error)]
+pub enum RootKeyError {
+    /// No such file.
+    #[error("the root key file does not exist")]
+    NotFound,
+    /// A file that would have to be replaced.
+    #[error("the root key file exists already, and is never replaced")]
+    Exists,
+    /// "Others" may read or write the file.
+    #[error("the root key file is open to others: take their rights away with chmod o-rwx")]
+    TooOpen,
+    /// The text is not a root key.
+    #[error("not a root key: expected one line, {PREFIX} and 44 characters of Base64")]
+    Malformed,
+    /// The file could not be read or written.
+    #[error("the root key file cannot be used")]
+    Io(#[source] io::Error),
+    /// The system's random source failed.
+    #[error("the system's random source cannot serve")]
+    Random(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<io::Error> for RootKeyError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::NotFound,
+            io::ErrorKind::AlreadyExists => Self::Exists,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+const PREFIX: &str = "KMSGATE-ROOT-KEY-1:";
+
+/// More than any root key file holds.
+const MAX_FILE: usize = 128;
+
+/// XAES-256-GCM under a root key in a file.
+const SUITE: u8 = 1;
+
+const HEAD: usize = 9;
+const NONCE: usize = 24;
+const TAG: usize = 16;
+
+/// HKDF-SHA-256 fails only for outputs over 8160 bytes.
+fn derive<const N: usize>(key: &[u8; 32], info: &[u8]) -> Result<Zeroizing<[u8; N]>, RootKeyError> {
+    let mut derived = Zeroizing::new([0; N]);
+    Hkdf::<Sha256>::new(None, key)
+        .expand(info, derived.as_mut_slice())
+        .map_err(|_| RootKeyError::Malformed)?;
+    Ok(derived)
+}
+
+/// A new file's name survives a crash only once its directory has been synced too.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::domain::key::{KeySpec, KeyVersion};
+
+    #[test]
+    fn the_text_form_reads_back() {
+        let root = root();
+        let text = root.to_text();
+        assert_eq!(
+            *text,
+            "KMSGATE-ROOT-KEY-1:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\n"
+        );
+        for text in [&*text, text.trim_end(), &text.replace('\n', "\r\n")] {
+            assert_eq!(RootKey::parse(text).unwrap().id(), root.id());
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_root_key_is_refused() {
+        let text = root().to_text();
+        let base64 = text.trim_end().strip_prefix(PREFIX).unwrap();
+        for bad in [
+            "",
+            "\n",
+            PREFIX,
+            base64,
+            &text[..text.len() - 2],
+            &format!(" {}", *text),
+            &format!("{}\n", *text),
+            &format!("{}x", *text),
+            &format!("{PREFIX}{}", BASE64_STANDARD.encode([7; 31])),
+            &format!("{PREFIX}{}", BASE64_STANDARD.encode([7; 33])),
+            &format!("{PREFIX}{}", BASE64_STANDARD.encode([7; 64])),
+            &text.replace("-1:", "-2:"),
+        ] {
+            let refused = matches!(RootKey::parse(bad), Err(RootKeyError::Malformed));
+            assert!(refused, "{bad:?}");
+        }
+    }
+
+    /// Computed with HKDF of the Python package `cryptography`: `HKDF(SHA256(), length, b"",
+    /// info).derive(bytes([7] * 32))`.
+    #[test]
+    fn derived_keys_are_as_documented() {
+        let root = root();
+        assert_eq!(hex(&root.id()), "ef3382ebbeca9ab5");
+        assert_eq!(
+            hex(root.mac_key().expose()),
+            "f96dbf944c1de54eb9e9e53cd0f59f5cc0422fcb6eddfdb7b8733e5a1f2d0f04"
+        );
+    }
+
+    #[test]
+    fn printing_shows_the_name_alone() {
+        let printed = format!("{:?}", root());
+        assert_eq!(printed, format!("RootKey({})", hex(&root().id())));
+    }
+
+    #[test]
+    fn a_created_file_is_private_and_loads_and_is_never_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("root.key");
+        let created = RootKey::create(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(RootKey::load(&path).unwrap().id(), created.id());
+
+        let again = RootKey::create(&path);
+        assert!(matches!(again, Err(RootKeyError::Exists)));
+        assert_eq!(RootKey::load(&path).unwrap().id(), created.id());
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_or_write_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("root.key");
+        RootKey::create(&path).unwrap();
+        for (mode, loads) in [
+            (0o400, true),
+            (0o440, true),
+            (0o660, true),
+            (0o604, false),
+            (0o602, false),
+            (0o601, false),
+        ] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let loaded = RootKey::load(&path);
+            assert_eq!(loaded.is_ok(), loads, "{mode:o}: {loaded:?}");
+            assert!(loads || matches!(loaded, Err(RootKeyError::TooOpen)));
+        }
+    }
+
+    #[test]
+    fn a_link_is_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (directory.path().join("key"), directory.path().join("link"));
+        let created = RootKey::create(&path).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(RootKey::load(&link).unwrap().id(), created.id());
+    }
+
+    #[test]
+    fn a_missing_a_long_and_a_binary_file_are_told_apart_from_a_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("root.key");
+        assert!(matches!(RootKey::load(&path), Err(RootKeyError::NotFound)));
+        assert!(matches!(
+            RootKey::load(directory.path()),
+            Err(RootKeyError::TooOpen | RootKeyError::Io(_))
+        ));
+        for content in [vec![b'x'; 1 << 20], vec![0xff; 64]] {
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            assert!(matches!(RootKey::load(&path), Err(RootKeyError::Malformed)));
+        }
+    }
+
+    #[test]
+    fn a_sealed_key_is_laid_out_as_drawn() {
+        let root = root();
+        let sealed = root.seal(&name(), &Material::new(vec![1; 32])).unwrap();
+        assert_eq!(sealed.0.len(), 1 + 8 + 24 + 32 + 16);
+        assert_eq!(sealed.0[0], 1);
+        assert_eq!(sealed.0[1..9], root.id());
+        assert_eq!(
+            root.open(&name(), &sealed).unwrap().expose(),
+            vec![1; 32],
+            "opens"
+        );
+    }
+
+    #[test]
+    fn a_sealed_key_opens_under_its_own_root_key_alone() {
+        let sealed = root().seal(&name(), &Material::new(vec![1; 32])).unwrap();
+        let other = RootKey::generate().unwrap();
+        let answer = other.open(&name(), &sealed);
+        assert!(matches!(answer, Err(ProviderError::BadSeal)));
+        // Nor when it claims to be the other's.
+        let mut renamed = sealed;
+        renamed.0[1..9].copy_from_slice(&other.id());
+        let answer = other.open(&name(), &renamed);
+        assert!(matches!(answer, Err(ProviderError::BadSeal)));
+    }
+
+    #[test]
+    fn no_two_names_have_the_same_associated_data() {
+        let root = root();
+        let mut seen = std::collections::HashSet::new();
+        for project in ["p", "pp", "p0d0466b0"] {
+            for id in [ID, "1d0466b0-e727-4d9c-b35d-f84bb474a37f"] {
+                for version in [1, 2, 256] {
+                    for spec in KeySpec::ALL {
+                        let name = VersionName {
+                            project: project.parse().unwrap(),
+                            key_id: id.parse().unwrap(),
+                            version: KeyVersion::new(version).unwrap(),
+                            spec: *spec,
+                        };
+                        assert!(seen.insert(root.associated_data(&name)), "{name:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    const ID: &str = "0d0466b0-e727-4d9c-b35d-f84bb474a37f";
+
+    fn root() -> RootKey {
+        RootKey::new(Zeroizing::new([7; 32])).unwrap()
+    }
+
+    fn name() -> VersionName {
+        VersionName {
+            project: "project".parse().unwrap(),
+            key_id: ID.parse().unwrap(),
+            version: KeyVersion::FIRST,
+            spec: KeySpec::Aes256,
+        }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}

@@ -1,1 +1,139 @@
-//! REST.
+//! REST: Huawei Cloud KMS's JSON in front of the generated gRPC services.
+//!
+//! ```text
+//! POST /v1.0/{project_id}/kms/NAME ─► JSON ─► message ─► service ─┬─► message ─► JSON
+//!                                                                 └─► status ─► {"error":…}
+//! ```
+//!
+//! The gateway knows no use case. It calls the service traits that gRPC serves, so the two faces
+//! cannot drift apart: in one process it is handed the server value and no message is encoded, and
+//! in a process of its own it is handed an [`Upstream`]. What a field may hold is the service's to
+//! judge. Only what JSON adds is judged here: the syntax, Base64, and numbers in text.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `json` | reading a body strictly |
+//! | `request` | the members of a body to the fields of a message |
+//! | `response` | the fields of a message to the members of a body |
+//! | `refusal` | a failure to the documented error body |
+//! | `upstream` | the services of a remote kmsgate |
+//!
+//! A new operation is a row in [`router`], a reader in `request` and a writer in `response`.
+
+mod json;
+mod refusal;
+mod request;
+mod response;
+mod upstream;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
+use axum::routing::post;
+use http::Response;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use crate::error::{Error, Kind};
+use crate::gateway::request::FromJson;
+use crate::gateway::response::IntoJson;
+use crate::grpc::pb::crypto_service_server::CryptoService;
+use crate::grpc::pb::key_service_server::KeyService;
+
+pub use crate::gateway::refusal::Rest;
+pub use crate::gateway::upstream::Upstream;
+
+/// The most bytes of a body.
+const MAX_BODY: usize = 64 * 1024;
+
+/// Routes each documented name to the method that does it.
+///
+/// The layers in front have bounded the body and left in the request's extensions what they know of
+/// the caller; headers and extensions reach the service as they came. A path that is not exactly
+/// one of these is unknown: nothing is normalised, and only the project id is percent-decoded.
+pub fn router<C, K>(crypto: Arc<C>, keys: Arc<K>) -> Router
+where
+    C: CryptoService,
+    K: KeyService,
+{
+    macro_rules! routes {
+        ($service:ident: $Service:ident; $( $name:literal => $method:ident, )+) => {
+            Router::new()
+                $( .route(
+                    concat!("/v1.0/{project_id}/kms/", $name),
+                    post(|State(service): State<Arc<$Service>>, Call(request): Call<_>| async move {
+                        answer(service.$method(request).await)
+                    }),
+                ) )+
+                .with_state($service)
+        };
+    }
+
+    let crypto = routes! { crypto: C;
+        "encrypt-data" => encrypt_data,
+        "decrypt-data" => decrypt_data,
+    };
+    let keys = routes! { keys: K;
+        "create-key" => create_key,
+        "describe-key" => describe_key,
+        "list-keys" => list_keys,
+        "enable-key" => enable_key,
+        "disable-key" => disable_key,
+        "schedule-key-deletion" => schedule_key_deletion,
+        "cancel-key-deletion" => cancel_key_deletion,
+        "get-publickey" => get_public_key,
+        "update-key-alias" => update_key_alias,
+        "update-key-description" => update_key_description,
+        "rotate-on-demand" => rotate_on_demand,
+    };
+    crypto
+        .merge(keys)
+        .fallback(async || refusal::told(&Kind::UnknownPath.into()))
+        .method_not_allowed_fallback(async || refusal::told(&Kind::MethodNotSupported.into()))
+}
+
+/// A request for the method whose message is `M`.
+struct Call<M>(tonic::Request<M>);
+
+impl<M: FromJson, S: Send + Sync> FromRequest<S> for Call<M> {
+    type Rejection = Response<Body>;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response<Body>> {
+        let read = async {
+            let (mut parts, body) = request.into_parts();
+            let Path(project_id) = Path::from_request_parts(&mut parts, state)
+                .await
+                // The one way for the path to match and the project id not to be text.
+                .map_err(|_not_utf8| Error::from(Kind::UnknownPath))?;
+            let body = Limited::new(body, MAX_BODY).collect().await;
+            let body = body.map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    Error::from(Kind::MessageTooLong)
+                } else {
+                    Error::from(Kind::InvalidJson)
+                }
+            })?;
+            let message = M::from_json(project_id, &body.to_bytes())?;
+            let metadata = MetadataMap::from_headers(parts.headers);
+            Ok(Self(tonic::Request::from_parts(
+                metadata,
+                parts.extensions,
+                message,
+            )))
+        };
+        read.await.map_err(|error| refusal::told(&error))
+    }
+}
+
+/// What the service answered, as the caller reads it.
+fn answer<M: IntoJson>(answer: Result<tonic::Response<M>, Status>) -> Response<Body> {
+    match answer.map(|response| response.into_inner().into_json()) {
+        Ok(Some(body)) => response::found(body),
+        // A success that cannot be told is none.
+        Ok(None) => refusal::told(&Kind::BadUpstream.into()),
+        Err(status) => refusal::retold(status),
+    }
+}

@@ -1,4 +1,20 @@
 //! The gRPC face: messages in, use case, messages out.
+//!
+//! Every method reads the same way: begin a call, take the message apart, call one use case, put the answer together, end
+//! the call. A message is taken apart field by field, so that a new field cannot be forgotten. The project is checked
+//! first, then the fields in the order in which they stand in the schema.
+
+mod crypto;
+mod keys;
+pub mod status;
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use crate::domain::caller::Action;
+use crate::error::{Error, Kind};
+use crate::service::{Call, Context, Kms};
 
 /// Messages, service traits and clients generated from `proto/kmsgate/v1`.
 #[allow(
@@ -19,3 +35,55 @@ pub mod pb {
 /// The compiled schema, for reflection and for tests.
 pub const DESCRIPTORS: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/kmsgate.v1.descriptors.bin"));
+
+/// Serves [`Kms`] as `kmsgate.v1.CryptoService` and `kmsgate.v1.KeyService`.
+#[derive(Clone, Debug)]
+pub struct Server {
+    kms: Arc<Kms>,
+    place: Place,
+}
+
+/// What the operator says of where the server stands; told with every key.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The account that owns the projects; a project's own id if absent.
+    pub domain_id: Option<String>,
+    /// The region.
+    pub realm: String,
+}
+
+impl Server {
+    /// Serves `kms`.
+    pub fn new(kms: Arc<Kms>, place: Place) -> Self {
+        Self { kms, place }
+    }
+
+    /// Begins a call of one use case; returns it and the message to take apart.
+    fn begin<M>(&self, request: Request<M>, action: Action) -> Result<(Call<'_>, M), Status> {
+        let (_, extensions, message) = request.into_parts();
+        let call = self.kms.begin(extensions.get::<Arc<Context>>(), action)?;
+        Ok((call, message))
+    }
+}
+
+/// Ends a call with its answer.
+fn end<A>(call: Call<'_>, answer: Result<A, Error>) -> Result<Response<A>, Status> {
+    Ok(Response::new(call.end(answer)?))
+}
+
+/// A required text, which may not be empty.
+fn required(text: String, field: &'static str) -> Result<String, Error> {
+    if text.is_empty() {
+        return Err(Error::from(Kind::MissingParameter)
+            .detail(format!("{field} is required."))
+            .of(field));
+    }
+    Ok(text)
+}
+
+/// Refuses a number that names no value of an enum.
+fn unknown(field: &'static str) -> Error {
+    Error::from(Kind::InvalidParameter)
+        .detail(format!("{field} has no such value."))
+        .of(field)
+}

@@ -1,1 +1,255 @@
-//! Use cases.
+//! Use cases: what the service does, without knowing who asks over what.
+//!
+//! One file holds one operation. A face begins a [`Call`], takes its message apart, calls the use case and
+//! [ends](Call::end) the call, which logs and audits what happened, also when the caller went away meanwhile.
+//!
+//! Every use case asks [`Policy`] before it looks for a key. Data calls find opened keys in the [`keyring`]; lifecycle
+//! calls read the store, change the record they read, and are told if another writer was faster.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::audit::{Event, Outcome, Sink};
+use crate::auth::policy::Policy;
+use crate::crypto::Providers;
+use crate::crypto::pool::Pool;
+use crate::domain::caller::{Action, Caller};
+use crate::domain::key::{KeyId, ProjectId};
+use crate::domain::request::{RequestId, Sequence};
+use crate::domain::time::Clock;
+use crate::error::{Error, Kind};
+use crate::service::keyring::Keyring;
+use crate::store::{Change, KeyRecord, KeyStore, Record, Revision, StoreError};
+
+mod create;
+mod decrypt;
+mod describe;
+mod destroy;
+mod encrypt;
+pub mod keyring;
+mod list;
+mod public_key;
+mod rotate;
+mod state;
+mod update;
+
+pub use create::NewKey;
+pub use decrypt::{Decrypt, Decrypted};
+pub use destroy::Sweep;
+pub use encrypt::{Encrypt, Encrypted};
+pub use list::{ListKeys, Page};
+
+/// The key management service.
+#[derive(Debug)]
+pub struct Kms {
+    /// Where keys are kept.
+    pub store: Arc<dyn KeyStore>,
+    /// What makes and opens them.
+    pub providers: Arc<Providers>,
+    /// Opened keys.
+    pub keyring: Keyring,
+    /// Where long computations are done.
+    pub pool: Arc<Pool>,
+    /// Who may do what.
+    pub policy: Policy,
+    /// Who is told what happened.
+    pub audit: Arc<dyn Sink>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Makes the ids of new keys.
+    pub new_key_id: fn() -> Result<KeyId, Error>,
+}
+
+/// What the layers in front of the faces know of a request. They put it into the request's extensions.
+#[derive(Debug)]
+pub struct Context {
+    /// The server's name for the request.
+    pub request_id: RequestId,
+    /// Who is asking.
+    pub caller: Arc<Caller>,
+    /// Whether the audit has been told how the request ended.
+    pub told: AtomicBool,
+}
+
+/// One call of one use case, from the face's first look at it until its answer.
+#[derive(Debug)]
+pub struct Call<'a> {
+    kms: &'a Kms,
+    context: Arc<Context>,
+    action: Action,
+    sequence: Option<Sequence>,
+    key_id: Option<KeyId>,
+    ended: bool,
+}
+
+impl Kms {
+    /// Begins a call. A request that no layer has found a caller for is refused.
+    pub fn begin(&self, context: Option<&Arc<Context>>, action: Action) -> Result<Call<'_>, Error> {
+        let context = context.ok_or(Kind::Unauthenticated)?;
+        Ok(Call {
+            kms: self,
+            context: Arc::clone(context),
+            action,
+            sequence: None,
+            key_id: None,
+            ended: false,
+        })
+    }
+
+    /// Puts a changed key in place of the one read at `revision`, together with other changes, and forgets the opened one.
+    ///
+    /// Says whether it did. If another writer was faster, the caller must read again and decide again.
+    async fn replace(
+        &self,
+        key: KeyRecord,
+        revision: Revision,
+        others: Vec<Change>,
+        tries: &mut Tries,
+    ) -> Result<bool, Error> {
+        let (project, key_id) = (key.project.clone(), key.key_id);
+        let mut changes = vec![Change::replace(Record::Key(key), revision)];
+        changes.extend(others);
+        let put = self.store.put(changes).await;
+        // Also after a failure: the store may have made the change and lost the acknowledgement.
+        self.keyring.forget(&project, key_id);
+        match put {
+            Ok(_) => Ok(true),
+            Err(StoreError::Conflict) => tries.again().map(|()| false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Counts how often a change was decided again because another writer was faster.
+#[derive(Debug, Default)]
+struct Tries(u8);
+
+impl Tries {
+    const MAX: u8 = 8;
+
+    /// Allows one more try, or gives up.
+    fn again(&mut self) -> Result<(), Error> {
+        self.0 += 1;
+        if self.0 < Self::MAX {
+            return Ok(());
+        }
+        Err(Error::from(Kind::Unavailable).caused_by(StoreError::Conflict))
+    }
+}
+
+impl Call<'_> {
+    /// Checks the project that the request names: empty, or the caller's own.
+    pub fn project(&self, named: &str) -> Result<(), Error> {
+        if named.is_empty() || named == self.context.caller.project.as_str() {
+            return Ok(());
+        }
+        Err(Kind::ProjectMismatch.into())
+    }
+
+    /// Notes the caller's name for the request: empty, or a [`Sequence`].
+    pub fn sequence(&mut self, text: &str) -> Result<(), Error> {
+        if !text.is_empty() {
+            self.sequence = Some(text.parse()?);
+        }
+        Ok(())
+    }
+
+    /// Notes the key that the request names.
+    pub fn key_id(&mut self, text: &str) -> Result<KeyId, Error> {
+        if text.is_empty() {
+            return Err(Error::from(Kind::MissingParameter).detail("key_id is required."));
+        }
+        let key_id = text.parse()?;
+        self.key_id = Some(key_id);
+        Ok(key_id)
+    }
+
+    /// The caller's project.
+    fn caller_project(&self) -> &ProjectId {
+        &self.context.caller.project
+    }
+
+    /// Refuses a caller without the right to the action.
+    fn allowed(&self) -> Result<(), Error> {
+        Ok(self.kms.policy.may(&self.context.caller, self.action)?)
+    }
+
+    /// Ends the call: logs and audits how.
+    pub fn end<T>(mut self, answer: Result<T, Error>) -> Result<T, Error> {
+        self.ended = true;
+        match &answer {
+            // Data calls that succeed are counted by metrics, and by nothing that costs each of them.
+            Ok(_) if matches!(self.action, Action::EncryptData | Action::DecryptData) => {
+                tracing::debug!(
+                    request_id = %self.context.request_id,
+                    sequence = self.sequence.as_ref().map(Sequence::as_str),
+                    key_id = self.key_id.as_ref().map(KeyId::as_str),
+                    action = self.action.name(),
+                    "done"
+                );
+            }
+            Ok(_) => self.tell(Outcome::Done),
+            Err(error) => {
+                self.log(error);
+                self.tell(Outcome::Refused(error.kind().row().code));
+            }
+        }
+        answer
+    }
+
+    /// Logs a failure with its cause: as ours if it is ours, and quietly if it is the caller's.
+    fn log(&self, error: &Error) {
+        let cause = std::error::Error::source(error).map(Causes);
+        let cause = cause.as_ref().map(tracing::field::display);
+        let request_id = self.context.request_id;
+        let sequence = self.sequence.as_ref().map(Sequence::as_str);
+        let key_id = self.key_id.as_ref().map(KeyId::as_str);
+        let (action, code) = (self.action.name(), error.kind().row().code);
+        match error.kind() {
+            Kind::Internal => {
+                tracing::error!(%request_id, sequence, key_id, action, code, cause, "failed");
+            }
+            Kind::Unavailable => {
+                tracing::warn!(%request_id, sequence, key_id, action, code, cause, "cannot serve");
+            }
+            _ => tracing::debug!(%request_id, sequence, key_id, action, code, cause, "refused"),
+        }
+    }
+
+    fn tell(&self, outcome: Outcome) {
+        self.context.told.store(true, Ordering::Relaxed);
+        self.kms.audit.record(&Event {
+            time: self.kms.clock.now(),
+            request_id: Some(self.context.request_id),
+            sequence: self.sequence,
+            caller: Some(&self.context.caller),
+            action: Some(self.action),
+            key_id: self.key_id,
+            outcome,
+        });
+    }
+}
+
+impl Drop for Call<'_> {
+    /// A call that is dropped before its end was cancelled, and that is told too.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.tell(Outcome::Cancelled);
+        }
+    }
+}
+
+/// An error and its causes, in one line.
+struct Causes<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(cause) = next {
+            write!(f, ": {cause}")?;
+            next = cause.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,247 @@
+//! SM2 keys: public-key encryption after GM/T 0003.4 (GB/T 32918.4), in the DER of GM/T 0009.
+//!
+//! With the recipient's key pair `P = [d]G` and a fresh `k`:
+//!
+//! ```text
+//! C1 = [k]G        (x2, y2) = [k]P = [d]C1        t = KDF(x2 ‖ y2, length of M)
+//! C2 = M ⊕ t       C3 = SM3(x2 ‖ M ‖ y2)
+//! ```
+//!
+//! The crate `sm2` does the arithmetic of the group and reads and writes keys; the scheme is here,
+//! because the crate's own prints its secret scalar, does not wipe it, and compares C3 in variable
+//! time.
+//!
+//! Material is a PKCS#8 `PrivateKeyInfo` (RFC 5208) of an `id-ecPublicKey` on the curve
+//! 1.2.156.10197.1.301.
+
+use getrandom::SysRng;
+use sm2::elliptic_curve::point::AffineCoordinates;
+use sm2::elliptic_curve::{BatchNormalize, Generate, Group};
+use sm2::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
+use sm2::{AffinePoint, NonZeroScalar, ProjectivePoint, Scalar, SecretKey};
+use sm3::{Digest, Sm3};
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::crypto::rustcrypto::der::{self, Parts};
+use crate::crypto::rustcrypto::no_randomness;
+use crate::crypto::{KeyPair, Place, ProviderError};
+use crate::domain::algorithm::MAX_PLAINTEXT;
+use crate::domain::secret::{Material, Plaintext};
+
+/// Fresh material.
+pub(super) fn generate() -> Result<Material, ProviderError> {
+    loop {
+        let key = SecretKey::try_generate_from_rng(&mut SysRng).map_err(no_randomness)?;
+        let der = key
+            .to_pkcs8_der()
+            .map_err(|error| ProviderError::Unavailable(error.into()))?;
+        let material = Material::new(der.as_bytes().to_vec());
+        // One key in 2^256 is out of the standard's range.
+        if Sm2::new(&material).is_some() {
+            return Ok(material);
+        }
+    }
+}
+
+/// An SM2 key ready for use.
+pub(super) struct Sm2 {
+    d: Zeroizing<NonZeroScalar>,
+    p: ProjectivePoint,
+    public_key: Vec<u8>,
+}
+
+impl Sm2 {
+    /// Reads and checks the material.
+    pub(super) fn new(material: &Material) -> Option<Self> {
+        // The crate checks that 1 <= d < n, and the public key if there is one in the material.
+        let key = SecretKey::from_pkcs8_der(material.expose()).ok()?;
+        let d = Zeroizing::new(key.to_nonzero_scalar());
+        // GM/T 0003.1, section 6.1, wants d < n - 1.
+        if **d == -Scalar::ONE {
+            return None;
+        }
+        let public_key = key.public_key();
+        Some(Self {
+            d,
+            p: public_key.to_projective(),
+            public_key: public_key.to_public_key_der().ok()?.into_vec(),
+        })
+    }
+}
+
+impl KeyPair for Sm2 {
+    fn encrypt(&self, plaintext: &Plaintext) -> Result<Vec<u8>, ProviderError> {
+        let message = plaintext.expose();
+        match message.len() {
+            // Nothing masks nothing: the search for a mask that is not all zero would never end.
+            0 => return Err(ProviderError::Unsupported),
+            1..=MAX_PLAINTEXT => {}
+            _ => return Err(ProviderError::TooLong),
+        }
+        loop {
+            let k = NonZeroScalar::try_generate_from_rng(&mut SysRng).map_err(no_randomness)?;
+            let k = Zeroizing::new(k);
+            if let Some(ciphertext) = encrypt(&self.p, &k, message) {
+                return Ok(ciphertext);
+            }
+        }
+    }
+
+    fn decrypt(&self, ciphertext: &[u8]) -> Result<Plaintext, ProviderError> {
+        decrypt(&self.d, ciphertext).ok_or(ProviderError::Rejected)
+    }
+
+    fn public_key(&self) -> &[u8] {
+        &self.public_key
+    }
+
+    fn encrypts(&self) -> Place {
+        Place::Pool
+    }
+
+    fn decrypts(&self) -> Place {
+        Place::Pool
+    }
+}
+
+/// Encrypts under the public point `p`; none if `k` gives an all-zero mask, so that another must be
+/// drawn. That is to be expected: for a message of one byte, every 256th time.
+fn encrypt(p: &ProjectivePoint, k: &NonZeroScalar, message: &[u8]) -> Option<Vec<u8>> {
+    // A2, A4. A3 asks that [h]P is not the point at infinity: the cofactor h is 1, and P was checked
+    // when the key was read.
+    let points = Zeroizing::new([ProjectivePoint::mul_by_generator(k), p * &**k]);
+    let [c1, mut shared] = <ProjectivePoint as BatchNormalize<[_; 2]>>::batch_normalize(&points);
+    let mask = Mask::new(&mut shared);
+    // A7, then A5 and A6 where the message is put.
+    let c3 = mask.hash(message);
+    let mut der = der::before_c2(&c1.x().into(), &c1.y().into(), &c3, message.len());
+    let start = der.len();
+    der.extend_from_slice(message);
+    if !mask.apply(der.get_mut(start..)?) {
+        der.zeroize();
+        return None;
+    }
+    Some(der)
+}
+
+/// Decrypts with the private scalar `d`. Whatever is wrong, the answer is none.
+fn decrypt(d: &NonZeroScalar, ciphertext: &[u8]) -> Option<Plaintext> {
+    let Parts { x, y, c3, c2 } = Parts::parse(ciphertext)?;
+    // B1: on the curve, which has no other subgroup, and by its form not the point at infinity. So
+    // B2 holds.
+    let c1: Option<AffinePoint> = AffinePoint::from_coordinates(&x.into(), &y.into()).into();
+    // B3
+    let point = Zeroizing::new(ProjectivePoint::from(c1?) * **d);
+    let mask = Mask::new(&mut point.to_affine());
+    // B4, B5
+    let mut message = Zeroizing::new(c2.to_vec());
+    let masked = mask.apply(&mut message);
+    // B6
+    let genuine = bool::from(mask.hash(&message).ct_eq(c3));
+    (masked && genuine).then(|| Plaintext::new(std::mem::take(&mut *message)))
+}
+
+/// The secret that both sides compute: x2 and y2.
+struct Mask(Zeroizing<[u8; 64]>);
+
+impl Mask {
+    /// Takes the coordinates out of the point and wipes it.
+    fn new(shared: &mut AffinePoint) -> Self {
+        let mut coordinates = Zeroizing::new([0; 64]);
+        let (x, y) = (Zeroizing::new(shared.x()), Zeroizing::new(shared.y()));
+        let bytes = x.iter().chain(y.iter());
+        for (to, byte) in coordinates.iter_mut().zip(bytes) {
+            *to = *byte;
+        }
+        shared.zeroize();
+        Self(coordinates)
+    }
+
+    /// Adds `t = KDF(x2 ‖ y2)` to `data` (GM/T 0003.4, section 5.4.3); false if `t` is all zero.
+    fn apply(&self, data: &mut [u8]) -> bool {
+        // The coordinates fill one block of the hash, which is compressed once for all.
+        let seed = Sm3::new_with_prefix(self.0.as_slice());
+        let mut any = 0;
+        for (counter, chunk) in (1u32..).zip(data.chunks_mut(32)) {
+            let t = seed.clone().chain_update(counter.to_be_bytes()).finalize();
+            let t = Zeroizing::new(t);
+            for (byte, mask) in chunk.iter_mut().zip(t.iter()) {
+                *byte ^= mask;
+                any |= mask;
+            }
+        }
+        any != 0
+    }
+
+    /// `SM3(x2 ‖ message ‖ y2)`.
+    fn hash(&self, message: &[u8]) -> [u8; 32] {
+        let (x, y) = self.0.split_at(32);
+        let hash = Sm3::new_with_prefix(x)
+            .chain_update(message)
+            .chain_update(y);
+        hash.finalize().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sm2::elliptic_curve::PrimeField;
+
+    /// The example of GM/T 0003.5, annex C: this private key, "encryption standard" and this k.
+    const D: &str = "3945208f7b2144b13f36e38ac6d39f95889393692860b51a42fb81ef4df7c5b8";
+    const K: &str = "59276e27d506861a16680f3ad9c02dccef3cc1fa3cdbe4ce6d54b80deac1bc21";
+    const CIPHERTEXT: &str = concat!(
+        "307c",
+        "0220",
+        "04ebfc718e8d1798620432268e77feb6415e2ede0e073c0f4f640ecd2e149a73",
+        "022100",
+        "e858f9d81e5430a57b36daab8f950a3c64e6ee6a63094d99283aff767e124df0",
+        "0420",
+        "59983c18f809e262923c53aec295d30383b54e39d609d160afcb1908d0bd8766",
+        "0413",
+        "21886ca989ca9c7d58087307ca93092d651efa",
+    );
+
+    #[test]
+    fn the_standards_example_encrypts_and_decrypts() {
+        let (d, k) = (scalar(D), scalar(K));
+        let p = ProjectivePoint::mul_by_generator(&d);
+        let ciphertext = encrypt(&p, &k, b"encryption standard").unwrap();
+        assert_eq!(ciphertext, bytes(CIPHERTEXT));
+        let message = decrypt(&d, &ciphertext).unwrap();
+        assert_eq!(message.expose(), b"encryption standard");
+    }
+
+    #[test]
+    fn an_all_zero_mask_is_drawn_again_and_refused() {
+        let d = scalar(D);
+        let p = ProjectivePoint::mul_by_generator(&d);
+        // A mask of one byte is zero for one k in 256.
+        let k = (1u64..)
+            .map(|k| NonZeroScalar::new(Scalar::from(k)).unwrap())
+            .find(|k| encrypt(&p, k, b"x").is_none())
+            .unwrap();
+
+        // What an implementation without the check would send for it.
+        let c1 = ProjectivePoint::mul_by_generator(&k).to_affine();
+        let mask = Mask::new(&mut (p * *k).to_affine());
+        let c3 = mask.hash(b"x");
+        let mut ciphertext = der::before_c2(&c1.x().into(), &c1.y().into(), &c3, 1);
+        ciphertext.push(b'x');
+        assert!(decrypt(&d, &ciphertext).is_none());
+    }
+
+    fn scalar(hex: &str) -> NonZeroScalar {
+        let repr: [u8; 32] = bytes(hex).try_into().unwrap();
+        NonZeroScalar::new(Scalar::from_repr(repr.into()).unwrap()).unwrap()
+    }
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let pairs = hex.as_bytes().chunks(2);
+        pairs
+            .map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect()
+    }
+}

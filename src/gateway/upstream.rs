@@ -1,0 +1,195 @@
+//! The services of a remote kmsgate, for a gateway in a process of its own.
+//!
+//! A call is forwarded once, with the credential, the trace context and the time that is left, and
+//! nothing else of what the caller sent. Failures come back as they are: those of the remote
+//! service carry their row, and `refusal` tells any other as 504 or 502.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Frame;
+use http_body_util::BodyExt;
+use http_body_util::combinators::MapFrame;
+use tokio::time::timeout;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::transport::Channel;
+use tonic::{Extensions, Request, Response, Status};
+use tower::ServiceExt;
+use tower::util::MapResponse;
+
+use crate::error::{Error, Kind};
+use crate::grpc::pb;
+use crate::grpc::pb::crypto_service_client::CryptoServiceClient;
+use crate::grpc::pb::crypto_service_server::CryptoService;
+use crate::grpc::pb::key_service_client::KeyServiceClient;
+use crate::grpc::pb::key_service_server::KeyService;
+
+/// What is forwarded as it is. The request id is the one that the layers in front gave, so that the
+/// logs of both sides join.
+const FORWARDED: [&str; 4] = ["x-auth-token", "traceparent", "tracestate", "x-request-id"];
+
+/// The most bytes of a message to the upstream, and of an answer about one ciphertext.
+const MAX_MESSAGE: usize = 64 * 1024;
+
+/// The most bytes of an answer about keys: a page of 1000, each with an alias and a description of
+/// 255 characters.
+const MAX_PAGE: usize = 4 * 1024 * 1024;
+
+/// A remote kmsgate.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    crypto: CryptoServiceClient<Checked>,
+    keys: KeyServiceClient<Checked>,
+    timeout: Duration,
+}
+
+impl Upstream {
+    /// The services behind `channel`, each call bounded by `timeout` from before the connection is
+    /// made.
+    ///
+    /// A lazy channel lets a gateway start before its upstream. Give the endpoint a connect timeout
+    /// too: it bounds how long a dead address is tried before the next attempt.
+    pub fn new(channel: Channel, timeout: Duration) -> Self {
+        let channel = channel.map_response(checked as fn(_) -> _);
+        Self {
+            crypto: CryptoServiceClient::new(channel.clone())
+                .max_encoding_message_size(MAX_MESSAGE)
+                .max_decoding_message_size(MAX_MESSAGE),
+            keys: KeyServiceClient::new(channel)
+                .max_encoding_message_size(MAX_MESSAGE)
+                .max_decoding_message_size(MAX_PAGE),
+            timeout,
+        }
+    }
+
+    /// The request as the upstream gets it, and how long it may take.
+    fn outgoing<T>(&self, request: Request<T>) -> Result<(Request<T>, Duration), Error> {
+        let (theirs, _, message) = request.into_parts();
+        let mut ours = MetadataMap::new();
+        for name in FORWARDED {
+            for value in theirs.get_all(name) {
+                ours.append(name, value.clone());
+            }
+        }
+        for value in theirs.get_all("authorization") {
+            let scheme = scheme(value);
+            if scheme.eq_ignore_ascii_case("Bearer") {
+                ours.append("authorization", value.clone());
+            } else if scheme.contains("-HMAC-") {
+                return Err(Error::from(Kind::Unauthenticated).detail(
+                    "AK/SK signatures cannot be verified behind this gateway, use x-auth-token",
+                ));
+            }
+        }
+        let limit = time_left(&theirs).map_or(self.timeout, |left| left.min(self.timeout));
+        let mut request = Request::from_parts(ours, Extensions::default(), message);
+        request.set_timeout(limit);
+        Ok((request, limit))
+    }
+}
+
+/// Implements a service by its client.
+macro_rules! forward {
+    ($Service:ident by $client:ident: $( $method:ident($request:ident) -> $response:ident; )+) => {
+        #[tonic::async_trait]
+        impl $Service for Upstream {
+            $( async fn $method(
+                &self,
+                request: Request<pb::$request>,
+            ) -> Result<Response<pb::$response>, Status> {
+                let (request, limit) = self.outgoing(request)?;
+                match timeout(limit, self.$client.clone().$method(request)).await {
+                    Ok(answer) => answer,
+                    Err(elapsed) => {
+                        let late = Error::from(Kind::DeadlineExceeded).caused_by(elapsed);
+                        Err(late.into())
+                    }
+                }
+            } )+
+        }
+    };
+}
+
+forward! { CryptoService by crypto:
+    encrypt_data(EncryptDataRequest) -> EncryptDataResponse;
+    decrypt_data(DecryptDataRequest) -> DecryptDataResponse;
+}
+
+forward! { KeyService by keys:
+    create_key(CreateKeyRequest) -> CreateKeyResponse;
+    describe_key(DescribeKeyRequest) -> DescribeKeyResponse;
+    list_keys(ListKeysRequest) -> ListKeysResponse;
+    enable_key(EnableKeyRequest) -> EnableKeyResponse;
+    disable_key(DisableKeyRequest) -> DisableKeyResponse;
+    schedule_key_deletion(ScheduleKeyDeletionRequest) -> ScheduleKeyDeletionResponse;
+    cancel_key_deletion(CancelKeyDeletionRequest) -> CancelKeyDeletionResponse;
+    get_public_key(GetPublicKeyRequest) -> GetPublicKeyResponse;
+    update_key_alias(UpdateKeyAliasRequest) -> UpdateKeyAliasResponse;
+    update_key_description(UpdateKeyDescriptionRequest) -> UpdateKeyDescriptionResponse;
+    rotate_on_demand(RotateOnDemandRequest) -> RotateOnDemandResponse;
+    confirm_clock(ConfirmClockRequest) -> ConfirmClockResponse;
+}
+
+/// The scheme of an `authorization` value; empty if the value is not text.
+fn scheme(authorization: &AsciiMetadataValue) -> &str {
+    let text = authorization.to_str().unwrap_or_default();
+    text.split(' ').next().unwrap_or_default()
+}
+
+/// The time that the caller gives, if it says so as gRPC does: at most 8 digits and a unit.
+fn time_left(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let unit = text.chars().last()?;
+    let digits = text.strip_suffix(unit)?;
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        'H' => Duration::from_secs(count * 3600),
+        'M' => Duration::from_secs(count * 60),
+        'S' => Duration::from_secs(count),
+        'm' => Duration::from_millis(count),
+        'u' => Duration::from_micros(count),
+        'n' => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+/// A channel whose answers tonic can read without a panic.
+type Checked = MapResponse<Channel, fn(http::Response<Plain>) -> http::Response<Safe>>;
+type Plain = tonic::body::Body;
+type Safe = MapFrame<Plain, fn(Frame<Bytes>) -> Frame<Bytes>>;
+
+/// Drops details that are not Base64, in headers and in trailers: tonic 0.14 panics on them, and
+/// the upstream sends them.
+fn checked(mut response: http::Response<Plain>) -> http::Response<Safe> {
+    check(response.headers_mut());
+    let frames = |frame: Frame<Bytes>| match frame.into_trailers() {
+        Ok(mut trailers) => {
+            check(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(data) => data,
+    };
+    response.map(|body| body.map_frame(frames as fn(_) -> _))
+}
+
+fn check(headers: &mut HeaderMap) {
+    /// As tonic reads details, with or without padding.
+    const BASE64: GeneralPurpose = GeneralPurpose::new(
+        &alphabet::STANDARD,
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    const DETAILS: &str = "grpc-status-details-bin";
+
+    let details = headers.get(DETAILS);
+    if details.is_some_and(|details| BASE64.decode(details).is_err()) {
+        headers.remove(DETAILS);
+    }
+}

@@ -1,0 +1,142 @@
+//! DecryptData.
+
+use std::sync::Arc;
+
+use crate::crypto::{OpenKey, Place, ProviderError};
+use crate::domain::algorithm::EncryptionAlgorithm;
+use crate::domain::frame::{HEAD, Head};
+use crate::domain::key::{Family, KeyId};
+use crate::domain::request::Aad;
+use crate::domain::secret::Plaintext;
+use crate::error::{Error, Kind};
+use crate::service::encrypt::{ATTEMPTS, pair, usable};
+use crate::service::keyring::Held;
+use crate::service::{Call, Kms};
+
+/// What to decrypt, and how.
+#[derive(Debug)]
+pub struct Decrypt {
+    /// Under which key; present with an asymmetric algorithm.
+    pub key_id: Option<KeyId>,
+    /// What was encrypted.
+    pub ciphertext: Vec<u8>,
+    /// By which algorithm.
+    pub algorithm: EncryptionAlgorithm,
+    /// What was bound to it.
+    pub aad: Aad,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Decrypted {
+    /// The key that decrypted.
+    pub key_id: KeyId,
+    /// The plaintext.
+    pub plaintext: Plaintext,
+}
+
+impl Kms {
+    /// Decrypts under the version that encrypted.
+    pub async fn decrypt(&self, call: &mut Call<'_>, ask: Decrypt) -> Result<Decrypted, Error> {
+        call.allowed()?;
+        if ask.algorithm.is_symmetric() {
+            return self.decrypt_frame(call, ask).await;
+        }
+        let key_id = ask.key_id.ok_or(Kind::MissingParameter)?;
+        let ciphertext = Arc::new(ask.ciphertext);
+        for _ in 0..ATTEMPTS {
+            let found = self
+                .keyring
+                .find(&*self.store, call.caller_project(), key_id)
+                .await?;
+            let held = found.ok_or(Kind::KeyNotFound)?;
+            usable(held.record(), ask.algorithm)?;
+            let plaintext = self.decrypt_with(&held, &ciphertext).await?;
+            if !held.has_changed() {
+                return Ok(Decrypted { key_id, plaintext });
+            }
+        }
+        Err(Kind::Unavailable.into())
+    }
+
+    /// Decrypts a frame. It names its key; a key that the caller names must be the same one.
+    async fn decrypt_frame(&self, call: &mut Call<'_>, ask: Decrypt) -> Result<Decrypted, Error> {
+        let project = call.caller_project().clone();
+        if let Some(named) = ask.key_id {
+            // An asymmetric key is told as the wrong one for the algorithm before its ciphertext fails to be a frame.
+            let held = self.keyring.find(&*self.store, &project, named).await?;
+            if let Some(held) = held.filter(|held| held.record().spec.family() != Family::Symmetric)
+            {
+                usable(held.record(), ask.algorithm)?;
+            }
+        }
+        let (head, body) = Head::parse(&ask.ciphertext)?;
+        if ask.key_id.is_some_and(|named| named != head.key_id) {
+            return Err(Kind::InvalidCiphertext.into());
+        }
+        call.key_id = Some(head.key_id);
+        for _ in 0..ATTEMPTS {
+            let held = self
+                .keyring
+                .find(&*self.store, &project, head.key_id)
+                .await?;
+            let held = held.filter(|held| held.record().spec.family() == Family::Symmetric);
+            let held = held.ok_or(Kind::InvalidCiphertext)?;
+            usable(held.record(), ask.algorithm)?;
+            let plaintext = self.open_frame(&held, &head, body, &ask.aad).await?;
+            if !held.has_changed() {
+                return Ok(Decrypted {
+                    key_id: head.key_id,
+                    plaintext,
+                });
+            }
+        }
+        Err(Kind::Unavailable.into())
+    }
+
+    async fn open_frame(
+        &self,
+        held: &Held,
+        head: &Head,
+        body: &[u8],
+        aad: &Aad,
+    ) -> Result<Plaintext, Error> {
+        let key = held
+            .version(head.version, &self.providers, &self.pool)
+            .await?;
+        let key = key.ok_or(Kind::InvalidCiphertext)?;
+        let OpenKey::Symmetric(key) = &**key else {
+            return Err(Kind::Internal.into());
+        };
+        let bytes: [u8; HEAD] = head.to_bytes();
+        let plaintext = key.decrypt(&bytes, body, aad.as_bytes())?;
+        // The flag is authenticated, so a frame that opens and disagrees with the request was never written by us.
+        if head.has_aad == aad.is_empty() {
+            return Err(Kind::InvalidCiphertext.into());
+        }
+        Ok(plaintext)
+    }
+
+    /// Decrypts with a private key, where that is to be done.
+    async fn decrypt_with(
+        &self,
+        held: &Held,
+        ciphertext: &Arc<Vec<u8>>,
+    ) -> Result<Plaintext, Error> {
+        let (_, key) = held.newest(&self.providers, &self.pool).await?;
+        let rejected = match held.record().spec.family() {
+            Family::Rsa => Kind::RsaDecryptionFailed,
+            Family::Symmetric | Family::Sm2 => Kind::InvalidCiphertext,
+        };
+        let refuse = move |error| match error {
+            ProviderError::Rejected => Error::from(rejected),
+            error => error.into(),
+        };
+        if pair(key)?.decrypts() == Place::Inline {
+            return pair(key)?.decrypt(ciphertext).map_err(refuse);
+        }
+        let (key, ciphertext) = (Arc::clone(key), Arc::clone(ciphertext));
+        let job = move || pair(&key)?.decrypt(&ciphertext).map_err(refuse);
+        self.pool.run(job).await?
+    }
+}

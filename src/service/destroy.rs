@@ -1,0 +1,162 @@
+//! Destroying keys that are past their deletion date, unless the clock cannot be believed.
+//!
+//! A clock that jumps forward would make every scheduled deletion due at once. So the latest time that was trusted is a
+//! record of the store, and a time more than a day after it destroys nothing until an operator has
+//! [confirmed](Kms::confirm_clock) it. A server that was off for more than a day is in the same position, and asks too.
+
+use crate::audit::{Event, Outcome};
+use crate::domain::caller::Action;
+use crate::domain::time::Timestamp;
+use crate::error::{Error, Kind};
+use crate::service::{Call, Causes, Kms};
+use crate::store::{
+    Address, Change, ClockRecord, DeletionRecord, Prefix, Record, Revision, StoreError,
+};
+
+/// How far the clock may move between two sweeps without being doubted: a day.
+const TRUSTED_STEP: i64 = 86_400_000;
+
+/// How far the clock moves before the trusted time is written anew: ten minutes, so that sweeps write seldom.
+const NOTED_STEP: i64 = 600_000;
+
+/// How many deletions are read from the store at a time.
+const CHUNK: usize = 500;
+
+/// What a sweep did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sweep {
+    /// It destroyed this many keys.
+    Destroyed(usize),
+    /// It destroyed nothing, because the clock jumped forward by this many milliseconds and keys wait for deletion.
+    Held(i64),
+}
+
+impl Kms {
+    /// Destroys the keys that are past their deletion date.
+    pub async fn sweep(&self) -> Result<Sweep, Error> {
+        let now = self.clock.now();
+        let queue = self.queue().await?;
+        let step = match self.trusted_time().await? {
+            Some((seen, _)) => now.millis_since(seen),
+            None => NOTED_STEP,
+        };
+        if step > TRUSTED_STEP && !queue.is_empty() {
+            return Ok(Sweep::Held(step));
+        }
+        if step >= NOTED_STEP {
+            self.trust(now).await?;
+        }
+        let mut destroyed = 0;
+        for (deletion, revision) in queue {
+            if deletion.due > now {
+                continue;
+            }
+            match self.destroy(&deletion, revision, now).await {
+                Ok(done) => destroyed += usize::from(done),
+                // One key that cannot be destroyed must not keep the others.
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(Causes);
+                    let cause = cause.as_ref().map(tracing::field::display);
+                    tracing::error!(key_id = %deletion.key_id, cause, "cannot destroy a key");
+                }
+            }
+        }
+        Ok(Sweep::Destroyed(destroyed))
+    }
+
+    /// Trusts the clock as it is now.
+    pub async fn confirm_clock(&self, call: &Call<'_>) -> Result<Timestamp, Error> {
+        call.allowed()?;
+        let now = self.clock.now();
+        self.trust(now).await?;
+        Ok(now)
+    }
+
+    /// The whole deletion queue.
+    async fn queue(&self) -> Result<Vec<(DeletionRecord, Revision)>, Error> {
+        let mut queue = Vec::new();
+        let mut after = None;
+        loop {
+            let chunk = self
+                .store
+                .list(&Prefix::Deletions, after.as_ref(), CHUNK)
+                .await?;
+            let full = chunk.len() == CHUNK;
+            after = chunk.last().map(|found| found.record.address());
+            for found in chunk {
+                let Record::Deletion(deletion) = found.record else {
+                    return Err(Kind::Internal.into());
+                };
+                queue.push((deletion, found.revision));
+            }
+            if !full {
+                return Ok(queue);
+            }
+        }
+    }
+
+    /// Destroys one key: its record, its alias and its place in the queue go together. Says whether it did; a key whose
+    /// deletion was cancelled meanwhile stays.
+    async fn destroy(
+        &self,
+        deletion: &DeletionRecord,
+        queued: Revision,
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        let place = Address::Deletion(deletion.project.clone(), deletion.key_id);
+        let address = Address::Key(deletion.project.clone(), deletion.key_id);
+        let found = self.store.get(&address).await?;
+        let Some((Record::Key(key), revision)) = found.map(|key| (key.record, key.revision)) else {
+            return Err(Kind::Internal.into());
+        };
+        let named = Address::Alias(key.project.clone(), key.alias.clone());
+        let owned = self.store.get(&named).await?.ok_or(Kind::Internal)?;
+        let put = self.store.put(vec![
+            Change::erase(place, queued),
+            Change::erase(address, revision),
+            Change::erase(named, owned.revision),
+        ]);
+        let put = put.await;
+        self.keyring.forget(&key.project, key.key_id);
+        match put {
+            Ok(_) => {}
+            Err(StoreError::Conflict) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        tracing::info!(key_id = %key.key_id, project = %key.project, "destroyed a key");
+        self.audit.record(&Event {
+            time: now,
+            request_id: None,
+            sequence: None,
+            caller: None,
+            action: Some(Action::ScheduleKeyDeletion),
+            key_id: Some(key.key_id),
+            outcome: Outcome::Destroyed,
+        });
+        Ok(true)
+    }
+
+    /// The latest time that was trusted, and the write that noted it.
+    async fn trusted_time(&self) -> Result<Option<(Timestamp, Revision)>, Error> {
+        match self.store.get(&Address::Clock).await? {
+            None => Ok(None),
+            Some(found) => match found.record {
+                Record::Clock(ClockRecord { seen }) => Ok(Some((seen, found.revision))),
+                _ => Err(Kind::Internal.into()),
+            },
+        }
+    }
+
+    async fn trust(&self, now: Timestamp) -> Result<(), Error> {
+        let record = Record::Clock(ClockRecord { seen: now });
+        let change = match self.trusted_time().await? {
+            None => Change::create(record),
+            Some((_, revision)) => Change::replace(record, revision),
+        };
+        match self.store.put(vec![change]).await {
+            // Another writer noted a time: one of the two is as good as the other.
+            Ok(_) | Err(StoreError::Conflict) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Opened keys in memory, bounded, so that a data call touches neither the store nor a seal.
+//!
+//! A key is read once however many calls ask for it at the same time. A writer [forgets](Keyring::forget) the key after
+//! its write is durable and before it is acknowledged; a read that began earlier is then not kept. So a call that begins
+//! after a change was acknowledged sees the change.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use quick_cache::sync::Cache;
+use tokio::sync::OnceCell;
+
+use crate::crypto::pool::{Pool, PoolError};
+use crate::crypto::{OpenKey, Providers, SealedKey, VersionName};
+use crate::domain::key::{KeyId, KeyVersion, ProjectId};
+use crate::error::{Error, Kind};
+use crate::store::{Address, KeyRecord, KeyStore, Record};
+
+/// Opened keys.
+pub struct Keyring {
+    keys: Cache<(KeyId, ProjectId), Arc<Held>>,
+}
+
+impl Keyring {
+    /// A keyring that holds at most `capacity` keys.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            keys: Cache::new(capacity),
+        }
+    }
+
+    /// The key, read from `store` unless it is held; none if there is none.
+    pub async fn find(
+        &self,
+        store: &dyn KeyStore,
+        project: &ProjectId,
+        key_id: KeyId,
+    ) -> Result<Option<Arc<Held>>, Error> {
+        let place = match self
+            .keys
+            .get_value_or_guard_async(&(key_id, project.clone()))
+            .await
+        {
+            Ok(held) => return Ok(Some(held)),
+            Err(place) => place,
+        };
+        let address = Address::Key(project.clone(), key_id);
+        let Some(found) = store.get(&address).await? else {
+            return Ok(None);
+        };
+        let Record::Key(record) = found.record else {
+            return Err(Kind::Internal.into());
+        };
+        let held = Arc::new(Held::new(record));
+        if place.insert(Arc::clone(&held)).is_err() {
+            // A writer was here since the read began.
+            held.changed.store(true, Ordering::Release);
+        }
+        Ok(Some(held))
+    }
+
+    /// Forgets a key that has changed in the store.
+    pub fn forget(&self, project: &ProjectId, key_id: KeyId) {
+        if let Some((_, held)) = self.keys.remove(&(key_id, project.clone())) {
+            held.changed.store(true, Ordering::Release);
+        }
+    }
+
+    /// How many keys are held.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether no key is held.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keyring({} keys)", self.len())
+    }
+}
+
+/// A key as it was read, and those of its versions that have been used, opened.
+#[derive(Debug)]
+pub struct Held {
+    record: KeyRecord,
+    opened: Vec<OnceCell<Arc<OpenKey>>>,
+    changed: AtomicBool,
+}
+
+impl Held {
+    fn new(record: KeyRecord) -> Self {
+        let opened = record.versions.iter().map(|_| OnceCell::new()).collect();
+        Self {
+            record,
+            opened,
+            changed: AtomicBool::new(false),
+        }
+    }
+
+    /// The key's attributes.
+    pub fn record(&self) -> &KeyRecord {
+        &self.record
+    }
+
+    /// Whether the key has changed in the store since it was read.
+    pub fn has_changed(&self) -> bool {
+        self.changed.load(Ordering::Acquire)
+    }
+
+    /// The version that encrypts, opened.
+    pub async fn newest(
+        &self,
+        providers: &Arc<Providers>,
+        pool: &Pool,
+    ) -> Result<(KeyVersion, &Arc<OpenKey>), Error> {
+        let newest = self.record.versions.last().ok_or(Kind::Internal)?;
+        let opened = self.version(newest.version, providers, pool).await?;
+        Ok((newest.version, opened.ok_or(Kind::Internal)?))
+    }
+
+    /// One version, opened; none if the key has no such version.
+    pub async fn version(
+        &self,
+        version: KeyVersion,
+        providers: &Arc<Providers>,
+        pool: &Pool,
+    ) -> Result<Option<&Arc<OpenKey>>, Error> {
+        let both = self.record.versions.iter().zip(&self.opened);
+        let mut matching = both.filter(|(record, _)| record.version == version);
+        let Some((record, cell)) = matching.next() else {
+            return Ok(None);
+        };
+        let open = || async {
+            let name = VersionName {
+                project: self.record.project.clone(),
+                key_id: self.record.key_id,
+                version,
+                spec: self.record.spec,
+            };
+            let sealed = SealedKey(record.sealed.clone());
+            let providers = Arc::clone(providers);
+            let opened = pool.run(move || providers.for_spec(name.spec)?.open(&name, &sealed));
+            let opened: Result<_, Error> = opened.await?.map_err(Error::from);
+            opened.map(Arc::new)
+        };
+        Ok(Some(cell.get_or_try_init(open).await?))
+    }
+}
+
+impl From<PoolError> for Error {
+    fn from(error: PoolError) -> Self {
+        let kind = match error {
+            PoolError::Full => Kind::Unavailable,
+            PoolError::Stopped => Kind::Internal,
+        };
+        Self::from(kind).caused_by(error)
+    }
+}

@@ -1,0 +1,23 @@
+//! GetPublicKey.
+
+use crate::domain::key::{Family, KeyId};
+use crate::error::{Error, Kind};
+use crate::service::encrypt::pair;
+use crate::service::{Call, Kms};
+
+impl Kms {
+    /// The public half of an asymmetric key, whatever its state, as SubjectPublicKeyInfo in DER.
+    pub async fn public_key(&self, call: &Call<'_>, key_id: KeyId) -> Result<Vec<u8>, Error> {
+        call.allowed()?;
+        let found = self
+            .keyring
+            .find(&*self.store, call.caller_project(), key_id)
+            .await?;
+        let held = found.ok_or(Kind::KeyNotFound)?;
+        if held.record().spec.family() == Family::Symmetric {
+            return Err(Kind::SymmetricKey.into());
+        }
+        let (_, key) = held.newest(&self.providers, &self.pool).await?;
+        Ok(pair(key)?.public_key().to_vec())
+    }
+}

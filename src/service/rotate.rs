@@ -1,0 +1,41 @@
+//! RotateOnDemand.
+
+use crate::crypto::VersionName;
+use crate::domain::key::{Family, KeyId, KeyVersion};
+use crate::error::{Error, Kind};
+use crate::service::{Call, Kms, Tries};
+use crate::store::VersionRecord;
+
+impl Kms {
+    /// Gives a symmetric key a new version, which encrypts from now on.
+    pub async fn rotate(&self, call: &Call<'_>, key_id: KeyId) -> Result<KeyVersion, Error> {
+        call.allowed()?;
+        let mut tries = Tries::default();
+        loop {
+            let (mut key, revision) = self.read(call, key_id).await?;
+            key.state.usable()?;
+            match key.spec.family() {
+                Family::Symmetric => {}
+                Family::Rsa => return Err(Kind::RsaKeyNotRotatable.into()),
+                Family::Sm2 => return Err(Kind::AsymmetricKey.into()),
+            }
+            let newest = key.versions.last().map(|newest| newest.version);
+            let version = newest.and_then(KeyVersion::next).ok_or(Kind::Internal)?;
+            let name = VersionName {
+                project: key.project.clone(),
+                key_id,
+                version,
+                spec: key.spec,
+            };
+            let sealed = self.generate(name).await?;
+            key.versions.push(VersionRecord {
+                version,
+                created: self.clock.now(),
+                sealed,
+            });
+            if self.replace(key, revision, Vec::new(), &mut tries).await? {
+                return Ok(version);
+            }
+        }
+    }
+}
