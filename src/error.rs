@@ -210,11 +210,32 @@ impl Error {
         self
     }
 
+    /// The cause for our logs, with its own causes, in one line.
+    pub fn cause(&self) -> Option<Causes<'_>> {
+        self.source().map(Causes)
+    }
+
     /// Adds the cause for our logs.
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.cause = Some(cause.into());
         self
+    }
+}
+
+/// An error and its causes, in one line.
+#[derive(Debug)]
+pub struct Causes<'a>(pub &'a (dyn StdError + 'static));
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(cause) = next {
+            write!(f, ": {cause}")?;
+            next = cause.source();
+        }
+        Ok(())
     }
 }
 

@@ -179,7 +179,10 @@ impl Histogram {
             .buckets
             .iter()
             .map(|count| count.load(Ordering::Relaxed));
-        let bounds = BOUNDS.iter().map(|bound| seconds(*bound)).chain([f64::INFINITY]);
+        let bounds = BOUNDS
+            .iter()
+            .map(|bound| seconds(*bound))
+            .chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
         if count == 0 {

@@ -1,4 +1,4 @@
-//! SHA-256 values as hexadecimal digits.
+//! Hexadecimal digits, and SHA-256 values written in them.
 
 /// The value in 64 lower-case digits.
 pub(super) fn encode(value: &[u8; 32]) -> String {
@@ -23,7 +23,7 @@ pub(super) fn decode(digits: &[u8]) -> Option<[u8; 32]> {
 }
 
 /// What one digit stands for.
-const fn digit(digit: u8) -> Option<u8> {
+pub(super) const fn digit(digit: u8) -> Option<u8> {
     match digit {
         b'0'..=b'9' => Some(digit - b'0'),
         b'a'..=b'f' => Some(digit - b'a' + 10),

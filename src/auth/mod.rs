@@ -17,6 +17,7 @@ use http::{HeaderMap, Method, Uri};
 use crate::domain::caller::Caller;
 
 pub mod aksk;
+mod canonical;
 mod date;
 mod entry;
 pub mod file;

@@ -1,1 +1,162 @@
-//! The command line.
+//! The command line: what can be asked of the program, and which file does it.
+
+mod client;
+mod data;
+mod dev;
+mod key;
+mod operate;
+
+use std::error::Error as StdError;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::cli::client::Connection;
+use crate::cli::data::{Decrypt, Encrypt};
+use crate::cli::key::KeyCommand;
+
+/// Why a command failed, for a person to read.
+type Failure = Box<dyn StdError + Send + Sync>;
+
+/// Encrypts data under managed keys, over gRPC and over Huawei Cloud KMS's REST contract.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Starts a server to try things out with: no configuration, first keys, and lines to paste
+    Dev(Dev),
+    /// Starts a server
+    Serve(Serve),
+    /// Starts a REST gateway in front of a remote kmsgate
+    Gateway(Gateway),
+    /// Checks a configuration file and the files that it names
+    CheckConfig(Serve),
+    /// Makes root keys
+    #[command(subcommand)]
+    RootKey(RootKeyCommand),
+    /// Helps with token files
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Asks a running server to make, show and change keys
+    Key {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Asks a running server to encrypt standard input, and prints the ciphertext in Base64
+    Encrypt(Encrypt),
+    /// Asks a running server to decrypt Base64 on standard input, and writes the plaintext
+    Decrypt(Decrypt),
+    /// Asks a running server whether it serves; exit code 0 if it does
+    Health(Health),
+}
+
+/// Where `kmsgate dev` keeps and serves things.
+#[derive(Debug, Args)]
+struct Dev {
+    /// Where everything is kept; delete it to start anew
+    #[arg(long, value_name = "DIR", default_value = "./kmsgate-dev")]
+    data: PathBuf,
+    /// Where gRPC is served; port 0 for any free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
+    grpc: SocketAddr,
+    /// Where REST is served
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    rest: SocketAddr,
+    /// Where liveness, readiness and metrics are served
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9100")]
+    admin: SocketAddr,
+    /// Which log lines are written to standard error: a level, or levels per module
+    #[arg(long, value_name = "FILTER", default_value = "warn")]
+    log: String,
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// The configuration, in TOML
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Gateway {
+    /// The gRPC address of the remote kmsgate, such as http://kmsgate:9090
+    #[arg(long, value_name = "URL")]
+    upstream: String,
+    /// Where REST is served
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    rest: SocketAddr,
+    /// Where liveness, readiness and metrics are served
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9100")]
+    admin: SocketAddr,
+    /// How long the upstream may take to answer: a number and ms, s or m
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    timeout: String,
+    /// Which log lines are written to standard error
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum RootKeyCommand {
+    /// Makes a root key in a new file, readable by its owner alone
+    New {
+        /// The file; it must not exist
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Reads a token on standard input and prints its SHA-256 for a token file
+    Hash,
+}
+
+#[derive(Debug, Args)]
+struct Health {
+    /// The gRPC address of the server; a health check needs no credential
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090")]
+    server: String,
+}
+
+impl Cli {
+    /// Does what was asked.
+    pub fn run(self) -> Result<(), Failure> {
+        match self.command {
+            Command::RootKey(RootKeyCommand::New { file }) => operate::new_root_key(&file),
+            Command::Token(TokenCommand::Hash) => operate::hash_token(),
+            Command::CheckConfig(Serve { config }) => operate::check_config(&config),
+            Command::Dev(dev) => runtime()?.block_on(dev.run()),
+            Command::Serve(Serve { config }) => runtime()?.block_on(operate::serve(&config)),
+            Command::Gateway(gateway) => runtime()?.block_on(operate::gateway(&gateway)),
+            Command::Key {
+                connection,
+                command,
+            } => runtime()?.block_on(command.run(&connection)),
+            Command::Encrypt(encrypt) => runtime()?.block_on(encrypt.run()),
+            Command::Decrypt(decrypt) => runtime()?.block_on(decrypt.run()),
+            Command::Health(Health { server }) => runtime()?.block_on(client::health(&server)),
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    Ok(runtime)
+}
+
+/// Writes a line to standard output.
+fn say(line: impl std::fmt::Display) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{line}")?;
+    Ok(())
+}

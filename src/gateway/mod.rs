@@ -33,6 +33,7 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
 use axum::routing::post;
 use http::Response;
+use http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -52,8 +53,11 @@ const MAX_BODY: usize = 64 * 1024;
 /// Routes each documented name to the method that does it.
 ///
 /// The layers in front have bounded the body and left in the request's extensions what they know of
-/// the caller; headers and extensions reach the service as they came. A path that is not exactly
-/// one of these is unknown: nothing is normalised, and only the project id is percent-decoded.
+/// the caller; headers and extensions reach the service as they came. For the same layers, the
+/// extensions of a refusal hold its [`Kind`], and the [`Status`] if the service refused.
+///
+/// A path that is not exactly one of these is unknown: nothing is normalised, and only the project
+/// id is percent-decoded.
 pub fn router<C, K>(crypto: Arc<C>, keys: Arc<K>) -> Router
 where
     C: CryptoService,
@@ -104,10 +108,8 @@ impl<M: FromJson, S: Send + Sync> FromRequest<S> for Call<M> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Response<Body>> {
         let read = async {
             let (mut parts, body) = request.into_parts();
-            let Path(project_id) = Path::from_request_parts(&mut parts, state)
-                .await
-                // The one way for the path to match and the project id not to be text.
-                .map_err(|_not_utf8| Error::from(Kind::UnknownPath))?;
+            let project_id = project_id(&mut parts, state).await;
+            let project_id = project_id.ok_or_else(|| Error::from(Kind::UnknownPath))?;
             let body = Limited::new(body, MAX_BODY).collect().await;
             let body = body.map_err(|error| {
                 if error.is::<LengthLimitError>() {
@@ -126,6 +128,15 @@ impl<M: FromJson, S: Send + Sync> FromRequest<S> for Call<M> {
         };
         read.await.map_err(|error| refusal::told(&error))
     }
+}
+
+/// The project id of a path that matched; none if its bytes are not text, or if there are none:
+/// over gRPC an absent project is the caller's own, and a path without one must not mean that.
+async fn project_id<S: Send + Sync>(parts: &mut Parts, state: &S) -> Option<String> {
+    let Path(id) = Path::<String>::from_request_parts(parts, state)
+        .await
+        .ok()?;
+    (!id.is_empty()).then_some(id)
 }
 
 /// What the service answered, as the caller reads it.

@@ -100,3 +100,17 @@ fn write(kind: Kind, error_msg: &str, pause: Option<Duration>) -> Response<Body>
     response.extensions_mut().insert(kind);
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tonics_own_timer_is_told_from_a_lost_connection() {
+        let late = Status::from_error(Box::new(TimeoutExpired(())));
+        let lost = Status::cancelled(late.message());
+        assert_eq!(late.code(), lost.code());
+        assert_eq!(retold(late).status(), Kind::DeadlineExceeded.row().http);
+        assert_eq!(retold(lost).status(), Kind::BadUpstream.row().http);
+    }
+}

@@ -33,8 +33,9 @@ use crate::grpc::pb::key_service_server::KeyService;
 /// logs of both sides join.
 const FORWARDED: [&str; 4] = ["x-auth-token", "traceparent", "tracestate", "x-request-id"];
 
-/// The most bytes of a message to the upstream, and of an answer about one ciphertext.
-const MAX_MESSAGE: usize = 64 * 1024;
+/// The most bytes of an answer about data. A request needs no bound here: the body that it was made
+/// of had one, and a message that is nevertheless too long is the upstream's to refuse.
+const MAX_DATA: usize = 64 * 1024;
 
 /// The most bytes of an answer about keys: a page of 1000, each with an alias and a description of
 /// 255 characters.
@@ -57,12 +58,8 @@ impl Upstream {
     pub fn new(channel: Channel, timeout: Duration) -> Self {
         let channel = channel.map_response(checked as fn(_) -> _);
         Self {
-            crypto: CryptoServiceClient::new(channel.clone())
-                .max_encoding_message_size(MAX_MESSAGE)
-                .max_decoding_message_size(MAX_MESSAGE),
-            keys: KeyServiceClient::new(channel)
-                .max_encoding_message_size(MAX_MESSAGE)
-                .max_decoding_message_size(MAX_PAGE),
+            crypto: CryptoServiceClient::new(channel.clone()).max_decoding_message_size(MAX_DATA),
+            keys: KeyServiceClient::new(channel).max_decoding_message_size(MAX_PAGE),
             timeout,
         }
     }

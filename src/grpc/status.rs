@@ -92,6 +92,11 @@ pub fn kind(status: &Status) -> Option<Kind> {
     Kind::from_name(&info.reason)
 }
 
+/// The documented code that a status tells; none if it tells none.
+pub fn code(status: &Status) -> Option<&'static str> {
+    kind(status).map(|kind| kind.row().code)
+}
+
 /// The gRPC face, as a layer that refuses a request for it sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Grpc;

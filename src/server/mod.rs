@@ -1,1 +1,496 @@
-//! The one place that builds things.
+//! The one place that builds things: it turns a configuration into a running server, and stops it well.
+//!
+//! ```text
+//! gRPC listener ─► Front(gRPC) ─► Routes ─┐
+//!                                         ├─► grpc::Server ─► Kms
+//! REST listener ─► Front(REST) ─► gateway ┘
+//! admin listener ─► /livez /readyz /metrics
+//! ```
+//!
+//! Both faces have the same [front](front): request id, metrics, deadline, limits, credentials. The caller binds the
+//! listeners and decides when to stop, so a test may use port 0 and a channel where the program uses the configuration
+//! and SIGTERM.
+
+mod admin;
+mod front;
+mod listen;
+
+use std::fmt;
+use std::future::IntoFuture;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::service::Routes;
+use tonic::transport::Channel;
+use tonic_health::ServingStatus;
+
+use crate::audit::Sink;
+use crate::audit::json_lines::JsonLines;
+use crate::auth::aksk::AccessKeys;
+use crate::auth::file::{FileError, Refresh};
+use crate::auth::policy::Policy;
+use crate::auth::token::Tokens;
+use crate::auth::{Authenticator, Chain};
+use crate::config::{self, Config};
+use crate::crypto::pool::{Pool, PoolError};
+use crate::crypto::root::{RootKey, RootKeyError};
+use crate::crypto::rustcrypto::RustCrypto;
+use crate::crypto::{Provider, Providers};
+use crate::domain::caller::{Action, Actions, Caller};
+use crate::domain::key::{KeyAlias, KeyDescription, KeyId, KeySpec, KeyUsage, ProjectId};
+use crate::domain::request::RequestId;
+use crate::domain::time::{Clock, Timestamp};
+use crate::error::{Error, Kind};
+use crate::gateway;
+use crate::grpc;
+use crate::grpc::pb::crypto_service_server::CryptoServiceServer;
+use crate::grpc::pb::key_service_server::KeyServiceServer;
+use crate::server::admin::Readiness;
+use crate::server::front::{Common, Face, Front, Guard};
+use crate::service::keyring::Keyring;
+use crate::service::{Context, Kms, NewKey, Sweep};
+use crate::store::codec::Codec;
+use crate::store::memory::Memory;
+use crate::store::sqlite::Sqlite;
+use crate::store::{KeyStore, StoreError};
+use crate::telemetry::Metrics;
+
+/// The most bytes of a request's message, body, and headers each.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// How often credential files are looked at.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// How often keys past their deletion date are looked for.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// The bound sockets of a server.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For gRPC.
+    pub grpc: TcpListener,
+    /// For REST.
+    pub rest: TcpListener,
+    /// For probes and metrics.
+    pub admin: TcpListener,
+}
+
+impl Listeners {
+    /// Binds the configured addresses.
+    pub async fn bind(config: &Config) -> Result<Self, StartError> {
+        let bind = async |address| {
+            let bound = TcpListener::bind(address).await;
+            bound.map_err(|error| StartError::Bind(address, error))
+        };
+        Ok(Self {
+            grpc: bind(config.grpc).await?,
+            rest: bind(config.rest).await?,
+            admin: bind(config.admin).await?,
+        })
+    }
+}
+
+/// A server, built and not yet serving.
+pub struct Server {
+    kms: Arc<Kms>,
+    chain: Chain,
+    files: Vec<Arc<dyn Refresh>>,
+    audit: Arc<JsonLines>,
+    place: grpc::Place,
+    reflection: bool,
+    limits: config::Limits,
+    shutdown: config::Shutdown,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Server")
+    }
+}
+
+impl Server {
+    /// Builds everything that `config` names: opens the store, reads the credentials and starts the threads.
+    pub fn build(config: &Config) -> Result<Self, StartError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let root = Arc::new(load_root_key(config)?);
+        let codec = Codec::new(root.mac_key());
+        let store: Arc<dyn KeyStore> = match &config.store {
+            config::Store::Memory {} => Arc::new(Memory::new(codec)),
+            config::Store::Sqlite { path } => {
+                let store = Sqlite::open(path, codec);
+                Arc::new(store.map_err(|error| StartError::Store(shown(path), error))?)
+            }
+        };
+        let rustcrypto: Arc<dyn Provider> = Arc::new(RustCrypto::new(root));
+        let Credentials { chain, files } = load_credentials(config, &clock)?;
+        let audit = Arc::new(open_audit(&config.audit)?);
+        let limits = config.limits.clone();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = limits.cpu_threads.map_or(cores, usize::from);
+        let sink: Arc<dyn Sink> = Arc::<JsonLines>::clone(&audit);
+        let kms = Kms {
+            store,
+            providers: Arc::new(Providers::new(vec![rustcrypto])),
+            keyring: Keyring::new(limits.opened_keys.get()),
+            pool: Arc::new(Pool::new(threads, limits.cpu_queue.get())?),
+            policy: Policy,
+            audit: sink,
+            clock,
+            new_key_id,
+        };
+        Ok(Self {
+            kms: Arc::new(kms),
+            chain,
+            files,
+            audit,
+            place: grpc::Place {
+                domain_id: config.domain_id.clone(),
+                realm: config.realm.clone(),
+            },
+            reflection: config.reflection,
+            limits,
+            shutdown: config.shutdown.clone(),
+        })
+    }
+
+    /// The key that `project` names by `alias`, made if there is none. For `kmsgate dev`, which needs first keys.
+    pub async fn ensure_key(
+        &self,
+        project: &ProjectId,
+        alias: &str,
+        spec: KeySpec,
+        key_id: Option<KeyId>,
+    ) -> Result<KeyId, StartError> {
+        let alias: KeyAlias = alias.parse().map_err(|_| StartError::FirstKeys(None))?;
+        let failed = |error| StartError::FirstKeys(Some(error));
+        if let Some(key) = self.kms.find_alias(project, &alias).await.map_err(failed)? {
+            return Ok(key);
+        }
+        let context = Arc::new(Context {
+            request_id: RequestId::new(0),
+            caller: Arc::new(Caller {
+                name: "kmsgate dev".into(),
+                project: project.clone(),
+                actions: Actions::ALL,
+            }),
+            told: AtomicBool::new(false),
+        });
+        let new = NewKey {
+            alias,
+            description: KeyDescription::default(),
+            spec,
+            usage: Some(KeyUsage::EncryptDecrypt),
+            key_id,
+        };
+        let begun = self.kms.begin(Some(&context), Action::CreateKey);
+        let mut call = begun.map_err(failed)?;
+        let made = self.kms.create(&mut call, new).await;
+        let key = call.end(made).map_err(failed)?;
+        Ok(key.key_id)
+    }
+
+    /// Serves until `stop` completes, then drains.
+    ///
+    /// The server first says that it is not ready and goes on for the configured lag; then it accepts no more
+    /// connections, lets the requests in work end for at most the configured time, and returns.
+    pub async fn serve(
+        self,
+        listeners: Listeners,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), StartError> {
+        let held_back = Arc::new(AtomicBool::new(false));
+        let refresh_failures = Arc::new(AtomicU64::new(0));
+        let metrics = Arc::new(self.metrics(&held_back, &refresh_failures));
+        let guard = Guard {
+            chain: self.chain,
+            kms: Arc::clone(&self.kms),
+        };
+        let requests = Arc::clone(&metrics.requests);
+        let common = Arc::new(Common::new(Some(guard), requests, &self.limits));
+
+        let service = Arc::new(grpc::Server::new(Arc::clone(&self.kms), self.place.clone()));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let crypto = CryptoServiceServer::from_arc(Arc::clone(&service));
+        let keys = KeyServiceServer::from_arc(Arc::clone(&service));
+        let mut routes = Routes::new(health_service)
+            .add_service(crypto.max_decoding_message_size(MAX_MESSAGE))
+            .add_service(keys.max_decoding_message_size(MAX_MESSAGE));
+        if self.reflection {
+            routes = reflect(routes)?;
+        }
+        let rest = gateway::router(Arc::clone(&service), service);
+
+        let (draining, drain) = watch::channel(false);
+        let readiness = Readiness::new(Arc::clone(&self.kms.store));
+        let grpc = routes.prepare().into_axum_router();
+        let grpc = Front::new(Face::Grpc, Arc::clone(&common), grpc);
+        let rest = Front::new(Face::Rest, common, rest);
+        let patience = self.shutdown.drain;
+        let serving = [
+            tokio::spawn(listen::serve(listeners.grpc, grpc, drain.clone(), patience)),
+            tokio::spawn(listen::serve(listeners.rest, rest, drain, patience)),
+        ];
+        let probes = admin::router(metrics, readiness.clone());
+        let admin = tokio::spawn(axum::serve(listeners.admin, probes).into_future());
+        let chores = [
+            tokio::spawn(refresh(self.files, refresh_failures)),
+            tokio::spawn(sweep(Arc::clone(&self.kms), held_back)),
+        ];
+        for name in SERVICES {
+            health
+                .set_service_status(name, ServingStatus::Serving)
+                .await;
+        }
+        tracing::info!("serving");
+
+        stop.await;
+        tracing::info!("stopping");
+        readiness.stop();
+        for name in SERVICES {
+            health
+                .set_service_status(name, ServingStatus::NotServing)
+                .await;
+        }
+        tokio::time::sleep(self.shutdown.lag).await;
+        draining.send_replace(true);
+        for task in serving {
+            // A listener that failed has said so in the log.
+            let _ = task.await;
+        }
+        for task in chores {
+            task.abort();
+        }
+        admin.abort();
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    fn metrics(&self, held_back: &Arc<AtomicBool>, refresh_failures: &Arc<AtomicU64>) -> Metrics {
+        let mut metrics = Metrics::new(front::names());
+        let kms = Arc::clone(&self.kms);
+        metrics.gauge(
+            "kmsgate_opened_keys",
+            "Keys held opened in memory.",
+            move || kms.keyring.len() as u64,
+        );
+        let held_back = Arc::clone(held_back);
+        metrics.gauge(
+            "kmsgate_clock_held",
+            "1 while nothing is destroyed because the clock jumped forward.",
+            move || u64::from(held_back.load(Ordering::Relaxed)),
+        );
+        let audit = Arc::clone(&self.audit);
+        metrics.counter(
+            "kmsgate_audit_lost",
+            "Events that the audit could not keep.",
+            move || audit.lost(),
+        );
+        let failures = Arc::clone(refresh_failures);
+        metrics.counter(
+            "kmsgate_credential_file_failures",
+            "Changed credential files that could not be used; the old content stays.",
+            move || failures.load(Ordering::Relaxed),
+        );
+        metrics
+    }
+}
+
+/// The names under which the health service answers: the server as a whole, and each service.
+const SERVICES: [&str; 3] = ["", "kmsgate.v1.CryptoService", "kmsgate.v1.KeyService"];
+
+/// Serves REST in front of a remote kmsgate until `stop` completes.
+pub async fn serve_gateway(
+    rest: TcpListener,
+    admin_listener: TcpListener,
+    upstream: Channel,
+    timeout: Duration,
+    stop: impl Future<Output = ()>,
+) -> Result<(), StartError> {
+    let metrics = Arc::new(Metrics::new(front::names()));
+    let limits = config::Limits::default();
+    let drain_time = config::Shutdown::default().drain;
+    let requests = Arc::clone(&metrics.requests);
+    let upstream = Arc::new(gateway::Upstream::new(upstream, timeout));
+    let router = gateway::router(Arc::clone(&upstream), upstream);
+    let common = Arc::new(Common::new(None, requests, &limits));
+    let front = Front::new(Face::Rest, common, router);
+    let (draining, drain) = watch::channel(false);
+    let readiness = Readiness::stateless();
+    let serving = tokio::spawn(listen::serve(rest, front, drain, drain_time));
+    let probes = admin::router(metrics, readiness.clone());
+    let admin = tokio::spawn(axum::serve(admin_listener, probes).into_future());
+    tracing::info!("serving");
+    stop.await;
+    tracing::info!("stopping");
+    readiness.stop();
+    draining.send_replace(true);
+    let _ = serving.await;
+    admin.abort();
+    Ok(())
+}
+
+/// Reads what `config` names, as a start would, and changes nothing: the store is not opened.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    load_root_key(config)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    load_credentials(config, &clock)?;
+    Ok(())
+}
+
+fn load_root_key(config: &Config) -> Result<RootKey, StartError> {
+    let path = &config.root_key_file;
+    RootKey::load(path).map_err(|error| StartError::RootKey(shown(path), error))
+}
+
+/// Who is let in, and the files that say so.
+struct Credentials {
+    chain: Chain,
+    files: Vec<Arc<dyn Refresh>>,
+}
+
+fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentials, StartError> {
+    let mut authenticators: Vec<Arc<dyn Authenticator>> = Vec::new();
+    let mut files: Vec<Arc<dyn Refresh>> = Vec::new();
+    if let Some(path) = &config.auth.token_file {
+        let tokens = Tokens::load(path, Arc::clone(clock));
+        let tokens = Arc::new(tokens.map_err(|error| StartError::File(shown(path), error))?);
+        authenticators.push(Arc::<Tokens>::clone(&tokens));
+        files.push(tokens);
+    }
+    if let Some(path) = &config.auth.access_key_file {
+        let keys = AccessKeys::load(path, Arc::clone(clock));
+        let keys = Arc::new(keys.map_err(|error| StartError::File(shown(path), error))?);
+        authenticators.push(Arc::<AccessKeys>::clone(&keys));
+        files.push(keys);
+    }
+    let chain = Chain::new(authenticators);
+    Ok(Credentials { chain, files })
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Adds reflection v1 and v1alpha over our schema, the health service and the details of errors.
+fn reflect(routes: Routes) -> Result<Routes, StartError> {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(grpc::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    let routes = routes.add_service(builder().build_v1()?);
+    Ok(routes.add_service(builder().build_v1alpha()?))
+}
+
+/// Reads changed credential files, for ever.
+async fn refresh(files: Vec<Arc<dyn Refresh>>, failures: Arc<AtomicU64>) {
+    let mut ticks = tokio::time::interval(REFRESH);
+    loop {
+        ticks.tick().await;
+        for file in &files {
+            let file = Arc::clone(file);
+            let failures = Arc::clone(&failures);
+            let read = tokio::task::spawn_blocking(move || match file.refresh() {
+                Ok(false) => {}
+                Ok(true) => tracing::info!(file = %file.path().display(), "read a credential file"),
+                Err(error) => {
+                    failures.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(file = %file.path().display(), %error, "cannot use a credential file");
+                }
+            });
+            let _ = read.await;
+        }
+    }
+}
+
+/// Destroys keys past their deletion date, for ever.
+async fn sweep(kms: Arc<Kms>, held_back: Arc<AtomicBool>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        match kms.sweep().await {
+            Ok(Sweep::Destroyed(_)) => held_back.store(false, Ordering::Relaxed),
+            Ok(Sweep::Held(millis)) => {
+                held_back.store(true, Ordering::Relaxed);
+                tracing::warn!(
+                    jump_hours = millis / 3_600_000,
+                    "the clock is far ahead of the last time that was trusted: no key is destroyed until an operator runs \
+                     `kmsgate key confirm-clock`"
+                );
+            }
+            Err(error) => {
+                tracing::error!(error = %crate::error::Causes(&error), "cannot look for keys to destroy")
+            }
+        }
+    }
+}
+
+fn open_audit(audit: &config::Audit) -> Result<JsonLines, StartError> {
+    let sink = match audit {
+        config::Audit::Stdout {} => JsonLines::new(std::io::stdout()),
+        config::Audit::File { path } => std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .and_then(JsonLines::new),
+    };
+    sink.map_err(StartError::Audit)
+}
+
+fn new_key_id() -> Result<KeyId, Error> {
+    let random = random().map_err(|error| Error::from(Kind::Unavailable).caused_by(error))?;
+    Ok(KeyId::from_random(random))
+}
+
+/// Bytes from the system's random source.
+pub fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
+    let mut random = [0; N];
+    getrandom::fill(&mut random)?;
+    Ok(random)
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let millis = since.map_or(0, |since| since.as_millis());
+        Timestamp(i64::try_from(millis).unwrap_or(i64::MAX))
+    }
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Bind(std::net::SocketAddr, #[source] std::io::Error),
+    /// The root key cannot be used.
+    #[error("root key {0}: {1}")]
+    RootKey(String, #[source] RootKeyError),
+    /// A credential file cannot be used.
+    #[error("credential file {0}: {1}")]
+    File(String, #[source] FileError),
+    /// The store cannot be opened.
+    #[error("store {0}: {1}")]
+    Store(String, #[source] StoreError),
+    /// The first keys of a dev server cannot be made.
+    #[error("cannot make the first keys{}", .0.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
+    FirstKeys(#[source] Option<Error>),
+    /// The audit cannot be written.
+    #[error("audit: {0}")]
+    Audit(#[source] std::io::Error),
+    /// The threads cannot be started.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The compiled schema is broken.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}

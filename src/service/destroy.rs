@@ -8,7 +8,7 @@ use crate::audit::{Event, Outcome};
 use crate::domain::caller::Action;
 use crate::domain::time::Timestamp;
 use crate::error::{Error, Kind};
-use crate::service::{Call, Causes, Kms};
+use crate::service::{Call, Kms};
 use crate::store::{
     Address, Change, ClockRecord, DeletionRecord, Prefix, Record, Revision, StoreError,
 };
@@ -55,7 +55,7 @@ impl Kms {
                 Ok(done) => destroyed += usize::from(done),
                 // One key that cannot be destroyed must not keep the others.
                 Err(error) => {
-                    let cause = std::error::Error::source(&error).map(Causes);
+                    let cause = error.cause();
                     let cause = cause.as_ref().map(tracing::field::display);
                     tracing::error!(key_id = %deletion.key_id, cause, "cannot destroy a key");
                 }

@@ -199,7 +199,7 @@ impl Call<'_> {
 
     /// Logs a failure with its cause: as ours if it is ours, and quietly if it is the caller's.
     fn log(&self, error: &Error) {
-        let cause = std::error::Error::source(error).map(Causes);
+        let cause = error.cause();
         let cause = cause.as_ref().map(tracing::field::display);
         let request_id = self.context.request_id;
         let sequence = self.sequence.as_ref().map(Sequence::as_str);
@@ -236,20 +236,5 @@ impl Drop for Call<'_> {
         if !self.ended {
             self.tell(Outcome::Cancelled);
         }
-    }
-}
-
-/// An error and its causes, in one line.
-struct Causes<'a>(&'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Causes<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut next = self.0.source();
-        while let Some(cause) = next {
-            write!(f, ": {cause}")?;
-            next = cause.source();
-        }
-        Ok(())
     }
 }

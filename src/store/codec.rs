@@ -83,9 +83,12 @@ impl Codec {
     ///
     /// What could not be read back is refused here as corrupt, so it is never stored: a record at another's address, or one
     /// with impossible values. A second change of one address is refused as a conflict with the first.
-    pub(super) fn encode_changes(&self, changes: &[Change]) -> Result<Vec<Encoded>, StoreError> {
+    pub(super) fn encode_changes<'a>(
+        &self,
+        changes: &'a [Change],
+    ) -> Result<Vec<Encoded<'a>>, StoreError> {
         let mut seen = HashSet::new();
-        let encode = |change: &Change| {
+        let encode = |change: &'a Change| {
             let address = change.address.to_string();
             if !seen.insert(address.clone()) {
                 return Err(StoreError::Conflict);
@@ -95,8 +98,8 @@ impl Codec {
                 self.decode_at(&address, value)?;
             }
             Ok(Encoded {
+                change,
                 address,
-                expected: change.expected.map(|revision| revision.0),
                 value,
             })
         };
@@ -126,15 +129,22 @@ impl Codec {
     }
 }
 
-/// A [`Change`] ready to be stored.
+/// A change ready to be stored.
 #[derive(Debug)]
-pub(super) struct Encoded {
-    /// Where.
+pub(super) struct Encoded<'a> {
+    /// The change.
+    pub(super) change: &'a Change,
+    /// Its address in the written form.
     pub(super) address: String,
-    /// The revision that the writer read.
-    pub(super) expected: Option<u64>,
-    /// What shall be there; none to erase what is.
+    /// The bytes of its record, if it has one.
     pub(super) value: Option<Vec<u8>>,
+}
+
+impl Encoded<'_> {
+    /// The revision that must be stored now, if any.
+    pub(super) fn expected(&self) -> Option<u64> {
+        self.change.expected.map(|revision| revision.0)
+    }
 }
 
 const FORMAT: u8 = 1;

@@ -74,7 +74,7 @@ impl KeyStore for Memory {
         let current = |address| table.records.get(address).map(|stored| stored.revision);
         if changes
             .iter()
-            .any(|change| current(&change.address) != change.expected)
+            .any(|change| current(&change.address) != change.expected())
         {
             return Err(StoreError::Conflict);
         }

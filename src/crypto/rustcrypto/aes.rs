@@ -71,6 +71,10 @@ impl Symmetric for Aes {
         if plaintext.len() > MAX_PLAINTEXT {
             return Err(ProviderError::TooLong);
         }
+        // The join of what is bound has one reading only because the head has one length.
+        if frame.len() != HEAD {
+            return Err(ProviderError::Unsupported);
+        }
         let mut nonce = Nonce::default();
         getrandom::fill(&mut nonce).map_err(no_randomness)?;
 

@@ -108,7 +108,7 @@ impl KeyPair for Sm2 {
 /// Encrypts under the public point `p`; none if `k` gives an all-zero mask, so that another must be
 /// drawn. That is to be expected: for a message of one byte, every 256th time.
 fn encrypt(p: &ProjectivePoint, k: &NonZeroScalar, message: &[u8]) -> Option<Vec<u8>> {
-    // A2, A4. A3 asks that [h]P is not the point at infinity: the cofactor h is 1, and P was checked
+    // A2, A4. A3 asks that [h]P is not the point at infinity: h is 1, and P was checked
     // when the key was read.
     let points = Zeroizing::new([ProjectivePoint::mul_by_generator(k), p * &**k]);
     let [c1, mut shared] = <ProjectivePoint as BatchNormalize<[_; 2]>>::batch_normalize(&points);
@@ -189,7 +189,8 @@ mod tests {
     use super::*;
     use sm2::elliptic_curve::PrimeField;
 
-    /// The example of GM/T 0003.5, annex C: this private key, "encryption standard" and this k.
+    /// The encryption example of GM/T 0003.5 (GB/T 32918.5, annex C): this private key,
+    /// "encryption standard" and this k.
     const D: &str = "3945208f7b2144b13f36e38ac6d39f95889393692860b51a42fb81ef4df7c5b8";
     const K: &str = "59276e27d506861a16680f3ad9c02dccef3cc1fa3cdbe4ce6d54b80deac1bc21";
     const CIPHERTEXT: &str = concat!(

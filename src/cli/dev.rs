@@ -1,0 +1,344 @@
+//! `kmsgate dev`: a server to try things out with.
+//!
+//! Everything is in one directory: the root key, the store, the credentials, the configuration (which `kmsgate serve`
+//! reads as well), and `dev.env` with what a client needs. A second start finds it all again.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::rt::TokioExecutor;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::auth::token;
+use crate::cli::client::told;
+use crate::cli::operate::stop_signal;
+use crate::cli::{Dev, Failure, say};
+use crate::config::{Config, Log, LogFormat};
+use crate::crypto::root::RootKey;
+use crate::domain::key::{KeyId, KeySpec};
+use crate::grpc::pb;
+use crate::grpc::pb::crypto_service_client::CryptoServiceClient;
+use crate::grpc::pb::encrypt_data_request::Plaintext;
+use crate::server::{Listeners, Server, random};
+use crate::telemetry;
+
+/// The project and the key of the documentation's example (EncryptData page, request example).
+const PROJECT: &str = "53d1aefc533f4ce9a59c26b01667cbcf";
+const KEY: &str = "0d0466b0-e727-4d9c-b35d-f84bb474a37f";
+
+/// The example's plaintext.
+const HELLO: &str = "hello world";
+
+impl Dev {
+    /// Makes what is missing, serves, shows that it works, and goes on serving.
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        telemetry::log(&Log {
+            filter: self.log.clone(),
+            format: LogFormat::Text,
+        })?;
+        let stop = stop_signal()?;
+        let files = Files::new(&self.data);
+        let credentials = files.prepare()?;
+        let mut config = Config::parse(&files.config(&self))?;
+        config.shutdown.lag = std::time::Duration::ZERO;
+        let server = Server::build(&config)?;
+        let listeners = Listeners::bind(&config).await?;
+
+        let project = PROJECT.parse()?;
+        let key =
+            async |alias, spec, key_id| server.ensure_key(&project, alias, spec, key_id).await;
+        let keys = Keys {
+            aes: key("dev-aes", KeySpec::Aes256, Some(KEY.parse()?)).await?,
+            rsa: key("dev-rsa", KeySpec::Rsa3072, None).await?,
+            sm2: key("dev-sm2", KeySpec::Sm2, None).await?,
+        };
+        let addresses = Addresses {
+            grpc: listeners.grpc.local_addr()?,
+            rest: listeners.rest.local_addr()?,
+            admin: listeners.admin.local_addr()?,
+        };
+        files.write_env(&credentials, &keys, &addresses)?;
+
+        let mut serving = std::pin::pin!(server.serve(listeners, stop));
+        tokio::select! {
+            // Stopped before the first words were out.
+            stopped = &mut serving => return Ok(stopped?),
+            shown = show(&files, &credentials, &addresses) => shown?,
+        }
+        Ok(serving.await?)
+    }
+}
+
+/// The files of a data directory.
+struct Files {
+    dir: PathBuf,
+}
+
+/// What a client of the dev server proves itself with.
+struct Credentials {
+    token: Zeroizing<String>,
+    access_key: String,
+    secret_key: Zeroizing<String>,
+}
+
+/// The first keys.
+struct Keys {
+    aes: KeyId,
+    rsa: KeyId,
+    sm2: KeyId,
+}
+
+/// Where the server listens.
+struct Addresses {
+    grpc: SocketAddr,
+    rest: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Files {
+    fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Makes the directory, the root key and the credentials, where they are missing.
+    fn prepare(&self) -> Result<Credentials, Failure> {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&self.dir)?;
+        let root = self.path("root.key");
+        if !root.try_exists()? {
+            if self.path("keys.db").try_exists()? {
+                return Err(format!(
+                    "{} is gone, and without it no key in {} opens",
+                    root.display(),
+                    self.path("keys.db").display()
+                )
+                .into());
+            }
+            RootKey::create(&root)?;
+        }
+        let credentials = match self.read_credentials()? {
+            Some(credentials) => credentials,
+            None => Credentials {
+                token: Zeroizing::new(hex(&random::<32>()?)),
+                access_key: format!("DEV{}", hex(&random::<8>()?).to_uppercase()),
+                secret_key: Zeroizing::new(hex(&random::<20>()?)),
+            },
+        };
+        let caller = format!("name = \"dev\"\nproject = \"{PROJECT}\"\nactions = [\"kms:*\"]\n");
+        let tokens = format!(
+            "[[token]]\nsha256 = \"{}\"\n{caller}",
+            token::hash(credentials.token.as_bytes())
+        );
+        let access_keys = Zeroizing::new(format!(
+            "[[access_key]]\naccess_key = \"{}\"\nsecret_key = \"{}\"\n{caller}",
+            credentials.access_key, *credentials.secret_key
+        ));
+        write(&self.path("tokens.toml"), &tokens)?;
+        write(&self.path("access-keys.toml"), &access_keys)?;
+        Ok(credentials)
+    }
+
+    /// The credentials that an earlier start wrote down; none if there was none.
+    fn read_credentials(&self) -> Result<Option<Credentials>, Failure> {
+        let path = self.path("dev.env");
+        if !path.try_exists()? {
+            return Ok(None);
+        }
+        let text = Zeroizing::new(fs::read_to_string(&path)?);
+        let value = |name: &str| {
+            let mut lines = text.lines().filter_map(|line| line.split_once('='));
+            let found = lines.find(|(key, _)| *key == name);
+            found.map(|(_, value)| value.to_owned())
+        };
+        let read = (
+            value("KMSGATE_TOKEN"),
+            value("KMSGATE_AK"),
+            value("KMSGATE_SK"),
+        );
+        let (Some(token), Some(access_key), Some(secret_key)) = read else {
+            return Ok(None);
+        };
+        Ok(Some(Credentials {
+            token: Zeroizing::new(token),
+            access_key,
+            secret_key: Zeroizing::new(secret_key),
+        }))
+    }
+
+    /// The configuration, also written down for `kmsgate serve`.
+    fn config(&self, asked: &Dev) -> String {
+        let path = |name| toml::Value::from(self.path(name).display().to_string());
+        format!(
+            "grpc = \"{}\"\nrest = \"{}\"\nadmin = \"{}\"\nreflection = true\nroot_key_file = {}\n\
+             store = {{ kind = \"sqlite\", path = {} }}\n\
+             auth = {{ token_file = {}, access_key_file = {} }}\n\
+             audit = {{ kind = \"file\", path = {} }}\n",
+            asked.grpc,
+            asked.rest,
+            asked.admin,
+            path("root.key"),
+            path("keys.db"),
+            path("tokens.toml"),
+            path("access-keys.toml"),
+            path("audit.jsonl"),
+        )
+    }
+
+    fn write_env(
+        &self,
+        credentials: &Credentials,
+        keys: &Keys,
+        addresses: &Addresses,
+    ) -> Result<(), Failure> {
+        let text = Zeroizing::new(format!(
+            "KMSGATE_TOKEN={}\nKMSGATE_AK={}\nKMSGATE_SK={}\nKMSGATE_PROJECT={PROJECT}\n\
+             KMSGATE_AES_KEY={}\nKMSGATE_RSA_KEY={}\nKMSGATE_SM2_KEY={}\n\
+             KMSGATE_GRPC={}\nKMSGATE_REST={}\nKMSGATE_ADMIN={}\n",
+            *credentials.token,
+            credentials.access_key,
+            *credentials.secret_key,
+            keys.aes,
+            keys.rsa,
+            keys.sm2,
+            addresses.grpc,
+            addresses.rest,
+            addresses.admin,
+        ));
+        write(&self.path("dev.env"), &text)
+    }
+
+    /// `dev.env` as a shell sources it: a path with a slash in it.
+    fn env_to_source(&self) -> String {
+        let path = self.path("dev.env").display().to_string();
+        if path.contains('/') {
+            path
+        } else {
+            format!("./{path}")
+        }
+    }
+}
+
+/// Writes a file that its owner alone can read, in one step: a reader sees the old text or the new.
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let new = path.with_extension("new");
+    // A file that was left over by a crash may have another mode.
+    let _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(new, path)?;
+    Ok(())
+}
+
+/// Sends one EncryptData over each face and shows both as a person would like to read them.
+async fn show(
+    files: &Files,
+    credentials: &Credentials,
+    addresses: &Addresses,
+) -> Result<(), Failure> {
+    let Addresses { grpc, rest, admin } = addresses;
+    let path = format!("/v1.0/{PROJECT}/kms/encrypt-data");
+    let body = json!({
+        "key_id": KEY,
+        "plain_text": HELLO,
+        "encryption_algorithm": "SYMMETRIC_DEFAULT",
+    });
+    let request = Request::post(format!("http://{rest}{path}"))
+        .header("x-auth-token", credentials.token.as_str())
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(body.to_string())))?;
+    let client = HttpClient::builder(TokioExecutor::new()).build_http();
+    let answer = client.request(request).await?;
+    let status = answer.status();
+    let answered = answer.into_body().collect().await?.to_bytes();
+    let answered: serde_json::Value = serde_json::from_slice(&answered)?;
+
+    let mut client = CryptoServiceClient::connect(format!("http://{grpc}")).await?;
+    let mut request = tonic::Request::new(pb::EncryptDataRequest {
+        key_id: KEY.to_owned(),
+        plaintext: Some(Plaintext::PlainText(HELLO.to_owned())),
+        ..pb::EncryptDataRequest::default()
+    });
+    request
+        .metadata_mut()
+        .insert("x-auth-token", credentials.token.parse()?);
+    let encrypted = client
+        .encrypt_data(request)
+        .await
+        .map_err(told)?
+        .into_inner();
+    let asked_grpc = json!({ "key_id": KEY, "plain_text": HELLO });
+    let answered_grpc = json!({
+        "key_id": encrypted.key_id,
+        "cipher_text": STANDARD.encode(encrypted.cipher_text),
+    });
+
+    let env = files.env_to_source();
+    say(format!(
+        "kmsgate dev is serving. Stop it with Ctrl-C; delete {dir} to start anew.
+
+  gRPC   {grpc}
+  REST   http://{rest}
+  admin  http://{admin}   /livez /readyz /metrics
+  data   {dir}   dev.env has the credentials and the keys
+
+EncryptData over REST
+
+  POST {path}
+{body}
+  {status}
+{answered}
+
+EncryptData over gRPC
+
+  kmsgate.v1.CryptoService/EncryptData
+{asked_grpc}
+  OK
+{answered_grpc}
+
+Paste into another terminal:
+
+  . {env} && curl -s -X POST -H \"X-Auth-Token: $KMSGATE_TOKEN\" -H 'Content-Type: application/json' -d '{compact}' http://{rest}{path}
+
+  . {env} && grpcurl -plaintext -H \"x-auth-token: $KMSGATE_TOKEN\" -d '{asked_compact}' {grpc} kmsgate.v1.CryptoService/EncryptData
+",
+        dir = files.dir.display(),
+        compact = body,
+        asked_compact = asked_grpc,
+        body = indented(&body)?,
+        answered = indented(&answered)?,
+        asked_grpc = indented(&asked_grpc)?,
+        answered_grpc = indented(&answered_grpc)?,
+    ))
+}
+
+/// JSON with each line moved to the right.
+fn indented(value: &serde_json::Value) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(value)?;
+    let lines: Vec<String> = text.lines().map(|line| format!("  {line}")).collect();
+    Ok(lines.join("\n"))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

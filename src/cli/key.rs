@@ -1,0 +1,230 @@
+//! `kmsgate key`: lifecycle operations on a running server.
+
+use clap::Subcommand;
+
+use crate::cli::client::{Client, Connection, told};
+use crate::cli::{Failure, say};
+use crate::grpc::pb;
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+pub(super) enum KeyCommand {
+    /// Makes a key and prints its id
+    Create {
+        /// The key's name, unique in the project
+        alias: String,
+        /// AES_256, RSA_2048, RSA_3072, RSA_4096 or SM2
+        #[arg(long, default_value = "AES_256")]
+        spec: String,
+        /// ENCRYPT_DECRYPT or SIGN_VERIFY
+        #[arg(long, default_value = "ENCRYPT_DECRYPT")]
+        usage: String,
+        /// Free text
+        #[arg(long, default_value = "")]
+        description: String,
+    },
+    /// Lists the project's keys, oldest first
+    List,
+    /// Shows a key
+    Describe {
+        /// The key
+        key_id: String,
+    },
+    /// Lets a disabled key work again
+    Enable {
+        /// The key
+        key_id: String,
+    },
+    /// Stops a key until it is enabled again
+    Disable {
+        /// The key
+        key_id: String,
+    },
+    /// Gives a symmetric key a new version; old ciphertexts still decrypt
+    Rotate {
+        /// The key
+        key_id: String,
+    },
+    /// Stops a key and destroys it later
+    Delete {
+        /// The key
+        key_id: String,
+        /// In how many days, 7 to 1096
+        #[arg(long, value_name = "DAYS", default_value_t = 30)]
+        pending_days: i32,
+    },
+    /// Takes a deletion back; the key is then disabled
+    CancelDeletion {
+        /// The key
+        key_id: String,
+    },
+    /// Prints the public half of an RSA or SM2 key in PEM
+    PublicKey {
+        /// The key
+        key_id: String,
+    },
+    /// Confirms that the server's clock is right after it jumped forward, so that keys that are due are destroyed
+    ConfirmClock,
+}
+
+impl KeyCommand {
+    pub(super) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let client = connection.open().await?;
+        match self {
+            Self::Create {
+                alias,
+                spec,
+                usage,
+                description,
+            } => create(client, alias, &spec, &usage, description).await,
+            Self::List => list(client).await,
+            Self::Describe { key_id } => describe(client, key_id).await,
+            Self::Enable { key_id } => {
+                let request = client.ask(pb::EnableKeyRequest {
+                    key_id,
+                    ..pb::EnableKeyRequest::default()
+                });
+                let mut keys = client.keys;
+                let answer = keys.enable_key(request).await.map_err(told)?;
+                say_state(answer.into_inner().key_info.unwrap_or_default().key_state())
+            }
+            Self::Disable { key_id } => {
+                let request = client.ask(pb::DisableKeyRequest {
+                    key_id,
+                    ..pb::DisableKeyRequest::default()
+                });
+                let mut keys = client.keys;
+                let answer = keys.disable_key(request).await.map_err(told)?;
+                say_state(answer.into_inner().key_info.unwrap_or_default().key_state())
+            }
+            Self::Rotate { key_id } => {
+                let request = client.ask(pb::RotateOnDemandRequest {
+                    key_id,
+                    ..pb::RotateOnDemandRequest::default()
+                });
+                let mut keys = client.keys;
+                let answer = keys.rotate_on_demand(request).await.map_err(told)?;
+                say(format!("version {}", answer.into_inner().key_version))
+            }
+            Self::Delete {
+                key_id,
+                pending_days,
+            } => {
+                let request = client.ask(pb::ScheduleKeyDeletionRequest {
+                    key_id,
+                    pending_days: Some(pending_days),
+                    ..pb::ScheduleKeyDeletionRequest::default()
+                });
+                let mut keys = client.keys;
+                let answer = keys.schedule_key_deletion(request).await.map_err(told)?;
+                say_state(answer.into_inner().key_state())
+            }
+            Self::CancelDeletion { key_id } => {
+                let request = client.ask(pb::CancelKeyDeletionRequest {
+                    key_id,
+                    ..pb::CancelKeyDeletionRequest::default()
+                });
+                let mut keys = client.keys;
+                let answer = keys.cancel_key_deletion(request).await.map_err(told)?;
+                say_state(answer.into_inner().key_state())
+            }
+            Self::PublicKey { key_id } => {
+                let request = client.ask(pb::GetPublicKeyRequest {
+                    key_id,
+                    ..pb::GetPublicKeyRequest::default()
+                });
+                let mut keys = client.keys;
+                let answer = keys.get_public_key(request).await.map_err(told)?;
+                say(answer.into_inner().public_key.trim_end())
+            }
+            Self::ConfirmClock => {
+                let request = client.ask(pb::ConfirmClockRequest {});
+                let mut keys = client.keys;
+                keys.confirm_clock(request).await.map_err(told)?;
+                say("the clock is trusted")
+            }
+        }
+    }
+}
+
+async fn create(
+    client: Client,
+    alias: String,
+    spec: &str,
+    usage: &str,
+    description: String,
+) -> Result<(), Failure> {
+    let spec = pb::KeySpec::from_str_name(spec).ok_or("--spec: no such key spec")?;
+    let usage = pb::KeyUsage::from_str_name(usage).ok_or("--usage: no such key usage")?;
+    let request = client.ask(pb::CreateKeyRequest {
+        key_alias: alias,
+        key_spec: spec.into(),
+        key_usage: usage.into(),
+        key_description: description,
+        ..pb::CreateKeyRequest::default()
+    });
+    let mut keys = client.keys;
+    let answer = keys.create_key(request).await.map_err(told)?;
+    say(answer.into_inner().key_info.unwrap_or_default().key_id)
+}
+
+async fn list(client: Client) -> Result<(), Failure> {
+    say(format!(
+        "{:36}  {:8}  {:15}  {:16}  ALIAS",
+        "KEY ID", "SPEC", "USAGE", "STATE"
+    ))?;
+    let mut marker = 0;
+    loop {
+        let request = client.ask(pb::ListKeysRequest {
+            marker,
+            ..pb::ListKeysRequest::default()
+        });
+        let page = client
+            .keys
+            .clone()
+            .list_keys(request)
+            .await
+            .map_err(told)?
+            .into_inner();
+        for key in page.key_details {
+            say(format!(
+                "{:36}  {:8}  {:15}  {:16}  {}",
+                key.key_id,
+                key.key_spec().as_str_name(),
+                key.key_usage().as_str_name(),
+                key.key_state().as_str_name(),
+                key.key_alias
+            ))?;
+        }
+        match page.next_marker {
+            Some(next) => marker = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn describe(client: Client, key_id: String) -> Result<(), Failure> {
+    let request = client.ask(pb::DescribeKeyRequest {
+        key_id,
+        ..pb::DescribeKeyRequest::default()
+    });
+    let mut keys = client.keys;
+    let answer = keys.describe_key(request).await.map_err(told)?;
+    let key = answer.into_inner().key_info.unwrap_or_default();
+    say(format!("key id       {}", key.key_id))?;
+    say(format!("alias        {}", key.key_alias))?;
+    say(format!("description  {}", key.key_description))?;
+    say(format!("spec         {}", key.key_spec().as_str_name()))?;
+    say(format!("usage        {}", key.key_usage().as_str_name()))?;
+    say(format!("state        {}", key.key_state().as_str_name()))?;
+    say(format!("version      {}", key.key_version))?;
+    say(format!("made         {} ms since 1970", key.creation_date))?;
+    if let Some(due) = key.scheduled_deletion_date {
+        say(format!("destroyed    {due} ms since 1970"))?;
+    }
+    Ok(())
+}
+
+fn say_state(state: pb::KeyState) -> Result<(), Failure> {
+    say(state.as_str_name())
+}

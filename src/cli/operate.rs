@@ -1,0 +1,94 @@
+//! What an operator runs: `serve`, `gateway`, `check-config`, `root-key new` and `token hash`.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::Endpoint;
+
+use crate::auth::token;
+use crate::cli::{Failure, Gateway, say};
+use crate::config::{Config, Log, LogFormat, parse_duration};
+use crate::crypto::root::RootKey;
+use crate::server::{self, Listeners, Server};
+use crate::telemetry;
+
+/// Serves as `path` says until the process is told to stop.
+pub(super) async fn serve(path: &Path) -> Result<(), Failure> {
+    let config = read(path)?;
+    telemetry::log(&config.log)?;
+    // Signals are heard from here on, so that one that comes during the start is not lost.
+    let stop = stop_signal()?;
+    let server = Server::build(&config)?;
+    let listeners = Listeners::bind(&config).await?;
+    server.serve(listeners, stop).await?;
+    Ok(())
+}
+
+/// Serves REST in front of a remote kmsgate until the process is told to stop.
+pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
+    telemetry::log(&Log {
+        filter: asked.log.clone(),
+        format: LogFormat::Json,
+    })?;
+    let timeout = parse_duration(&asked.timeout)
+        .ok_or("--timeout: expected a whole number and ms, s or m, such as 10s")?;
+    let stop = stop_signal()?;
+    let channel = Endpoint::from_shared(asked.upstream.clone())?
+        .connect_timeout(timeout)
+        .connect_lazy();
+    let rest = TcpListener::bind(asked.rest).await?;
+    let admin = TcpListener::bind(asked.admin).await?;
+    server::serve_gateway(rest, admin, channel, timeout, stop).await?;
+    Ok(())
+}
+
+/// Says whether a server would start with the configuration at `path`, without opening its store.
+pub(super) fn check_config(path: &Path) -> Result<(), Failure> {
+    let config = read(path)?;
+    server::check(&config)?;
+    say(format!("{} is good", path.display()))
+}
+
+/// Makes a root key in a new file.
+pub(super) fn new_root_key(path: &Path) -> Result<(), Failure> {
+    RootKey::create(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    say(format!(
+        "made {}\nKeep a copy where a fire or a thief of this machine does not reach it: without it no key opens.",
+        path.display()
+    ))
+}
+
+/// Prints the hash of the token on standard input.
+pub(super) fn hash_token() -> Result<(), Failure> {
+    let mut token = zeroize::Zeroizing::new(Vec::new());
+    std::io::stdin()
+        .lock()
+        .take(64 * 1024)
+        .read_to_end(&mut token)?;
+    let token = token.strip_suffix(b"\n").unwrap_or(&token);
+    if token.is_empty() {
+        return Err("expected a token on standard input".into());
+    }
+    say(token::hash(token))
+}
+
+/// Completes when the process is told to stop, by SIGTERM or from the keyboard.
+pub(super) fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn read(path: &Path) -> Result<Config, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let config = Config::parse(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(config)
+}

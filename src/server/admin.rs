@@ -1,0 +1,83 @@
+//! The admin listener: liveness, readiness and metrics, for probes and scrapers. No credential, no secret, no key.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+
+use crate::store::{Address, KeyStore};
+use crate::telemetry::Metrics;
+
+/// How long readiness waits for the store.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether the server can serve: the store answers, and the server is not stopping.
+#[derive(Clone, Debug)]
+pub(super) struct Readiness {
+    store: Option<Arc<dyn KeyStore>>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Readiness {
+    /// Ready while `store` answers.
+    pub(super) fn new(store: Arc<dyn KeyStore>) -> Self {
+        Self {
+            store: Some(store),
+            stopping: Arc::default(),
+        }
+    }
+
+    /// Ready at once: there is no store to ask.
+    pub(super) fn stateless() -> Self {
+        Self {
+            store: None,
+            stopping: Arc::default(),
+        }
+    }
+
+    /// Not ready from now on.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    async fn check(&self) -> Result<(), &'static str> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err("stopping\n");
+        }
+        let Some(store) = &self.store else {
+            return Ok(());
+        };
+        match tokio::time::timeout(PATIENCE, store.get(&Address::Clock)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err("the store does not serve\n"),
+            Err(_) => Err("the store does not answer\n"),
+        }
+    }
+}
+
+/// Routes the three paths.
+pub(super) fn router(metrics: Arc<Metrics>, readiness: Readiness) -> Router {
+    let livez = get(async || "ok\n");
+    let readyz = get(
+        async |State(readiness): State<Readiness>| match readiness.check().await {
+            Ok(()) => (StatusCode::OK, "ok\n"),
+            Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
+        },
+    );
+    let scrape = get(async move || match metrics.text() {
+        Ok(text) => Ok(([(CONTENT_TYPE, OPENMETRICS)], text)),
+        Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR),
+    });
+    Router::new()
+        .route("/livez", livez)
+        .route("/readyz", readyz)
+        .route("/metrics", scrape)
+        .with_state(readiness)
+}
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -1,0 +1,467 @@
+//! What happens to every request before and after a face sees it, the same for both faces.
+//!
+//! In this order: a request id, the count of requests in work, the deadline, the limit on requests in work, the size of
+//! the headers, of the body, and the caller. What is refused here is told through the face's own
+//! [`refuse`](crate::error::Face::refuse), to the metrics and to the audit. What the RPC library refuses by itself (an
+//! unknown method, a message that is too long, bytes that are no message) is rewritten to rows of the catalogue.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tokio::sync::Semaphore;
+use tonic::{Code, Status};
+use tower::Service;
+
+use crate::audit::{Event, Outcome};
+use crate::auth::{Chain, Evidence};
+use crate::config::Limits;
+use crate::domain::request::RequestId;
+use crate::error::{self, Error, Kind};
+use crate::gateway::Rest;
+use crate::grpc::status::{self, Grpc};
+use crate::server::MAX_MESSAGE;
+use crate::server::listen::Answer;
+use crate::service::{Context, Kms};
+use crate::telemetry::{Ended, Names, Requests};
+
+/// The header that names a request, in every answer.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Which face a front stands before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Face {
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// JSON over HTTP/1.1 or HTTP/2.
+    Rest,
+}
+
+impl Face {
+    fn refuse(self, error: &Error) -> Response<Body> {
+        match self {
+            Self::Grpc => error::Face::refuse(&Grpc, error),
+            Self::Rest => error::Face::refuse(&Rest, error),
+        }
+    }
+}
+
+/// Every method, by its name in the schema, and its name in a REST path. What is none of these counts as `other`.
+const METHODS: [(&str, &str); 15] = [
+    ("EncryptData", "encrypt-data"),
+    ("DecryptData", "decrypt-data"),
+    ("CreateKey", "create-key"),
+    ("DescribeKey", "describe-key"),
+    ("ListKeys", "list-keys"),
+    ("EnableKey", "enable-key"),
+    ("DisableKey", "disable-key"),
+    ("ScheduleKeyDeletion", "schedule-key-deletion"),
+    ("CancelKeyDeletion", "cancel-key-deletion"),
+    ("GetPublicKey", "get-publickey"),
+    ("UpdateKeyAlias", "update-key-alias"),
+    ("UpdateKeyDescription", "update-key-description"),
+    ("RotateOnDemand", "rotate-on-demand"),
+    ("ConfirmClock", "\0"),
+    ("other", "\0"),
+];
+
+const METHOD_NAMES: [&str; METHODS.len()] = {
+    let mut names = [""; METHODS.len()];
+    let mut at = 0;
+    while at < names.len() {
+        names[at] = METHODS[at].0;
+        at += 1;
+    }
+    names
+};
+
+/// The names under which requests are counted. Rows that share a code are counted together.
+pub(super) fn names() -> Names {
+    let mut codes = vec!["OK"];
+    for kind in Kind::ALL {
+        let code = kind.row().code;
+        if !codes.contains(&code) {
+            codes.push(code);
+        }
+    }
+    Names {
+        faces: &["grpc", "rest"],
+        methods: &METHOD_NAMES,
+        codes,
+    }
+}
+
+/// What the fronts of both faces share.
+#[derive(Debug)]
+pub(super) struct Common {
+    /// Who is let in; none in a gateway, whose upstream decides.
+    guard: Option<Guard>,
+    requests: Arc<Requests>,
+    /// For each row of the catalogue, the number of its code among the names.
+    codes: Vec<usize>,
+    in_flight: Semaphore,
+    timeout: Duration,
+    /// The first half of every request id: random, so that the ids of several servers do not meet.
+    prefix: u64,
+    next: AtomicU64,
+}
+
+/// Who is let in, and who is told of those who are not.
+#[derive(Debug)]
+pub(super) struct Guard {
+    /// Checks credentials.
+    pub(super) chain: Chain,
+    /// Knows the audit and the time.
+    pub(super) kms: Arc<Kms>,
+}
+
+impl Common {
+    /// Lets in whom `guard` lets in, within `limits`.
+    pub(super) fn new(guard: Option<Guard>, requests: Arc<Requests>, limits: &Limits) -> Self {
+        let names = names().codes;
+        let number = |kind: &Kind| {
+            let code = kind.row().code;
+            names.iter().position(|name| *name == code)
+        };
+        Self {
+            guard,
+            requests,
+            codes: Kind::ALL.iter().filter_map(number).collect(),
+            in_flight: Semaphore::new(limits.requests_in_flight.get()),
+            timeout: limits.request_timeout,
+            prefix: getrandom::u64().unwrap_or_default(),
+            next: AtomicU64::new(1),
+        }
+    }
+
+    fn request_id(&self) -> RequestId {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        RequestId::new(u128::from(self.prefix) << 64 | u128::from(number))
+    }
+
+    /// Tells the audit of a refusal that no use case has told it of.
+    fn tell(&self, id: RequestId, context: Option<&Arc<Context>>, kind: Kind) {
+        let Some(Guard { kms, .. }) = &self.guard else {
+            return;
+        };
+        if context.is_some_and(|context| context.told.load(Ordering::Relaxed)) {
+            return;
+        }
+        kms.audit.record(&Event {
+            time: kms.clock.now(),
+            request_id: Some(id),
+            sequence: None,
+            caller: context.map(|context| &*context.caller),
+            action: None,
+            key_id: None,
+            outcome: Outcome::Refused(kind.row().code),
+        });
+    }
+}
+
+/// What stands before one face, and the face.
+#[derive(Debug)]
+pub(super) struct Front {
+    face: Face,
+    common: Arc<Common>,
+    inner: Router,
+}
+
+impl Front {
+    /// Stands before the `face` that `inner` serves.
+    pub(super) const fn new(face: Face, common: Arc<Common>, inner: Router) -> Self {
+        Self {
+            face,
+            common,
+            inner,
+        }
+    }
+
+    /// Lets a request through to the face. Notes its context as soon as its caller is known.
+    async fn pass(
+        &self,
+        request: Request<Incoming>,
+        id: RequestId,
+        context: &OnceLock<Arc<Context>>,
+    ) -> Result<Response<Body>, Error> {
+        let _place = self
+            .common
+            .in_flight
+            .try_acquire()
+            .map_err(|_| Kind::Throttled)?;
+        let (mut parts, body) = request.into_parts();
+        if size(&parts.headers) > MAX_MESSAGE {
+            return Err(Kind::HeadersTooLong.into());
+        }
+        let (whole, body) = match self.face {
+            Face::Grpc => (None, Body::new(body)),
+            Face::Rest => {
+                let whole = read(&parts, body).await?;
+                (Some(whole.clone()), Body::from(whole))
+            }
+        };
+        match &self.common.guard {
+            Some(_) if self.is_open(parts.uri.path()) => {}
+            Some(guard) => {
+                let evidence = Evidence {
+                    method: &parts.method,
+                    uri: &parts.uri,
+                    headers: &parts.headers,
+                    body: whole.as_deref(),
+                };
+                let caller = guard.chain.authenticate(&evidence).await?;
+                let known = Arc::new(Context {
+                    request_id: id,
+                    caller,
+                    told: AtomicBool::new(false),
+                });
+                let known = context.get_or_init(|| known);
+                parts.extensions.insert(Arc::clone(known));
+            }
+            // The upstream's log and ours join by this name.
+            None => {
+                parts.headers.insert(REQUEST_ID, header(id));
+            }
+        }
+        if self.face == Face::Grpc && !is_grpc(&parts.headers) {
+            return Err(Error::from(Kind::InvalidFormat).detail("This port speaks gRPC."));
+        }
+        let compressed = parts.headers.contains_key("grpc-encoding");
+        let health = self.is_open(parts.uri.path());
+        let response = match self
+            .inner
+            .clone()
+            .call(Request::from_parts(parts, body))
+            .await
+        {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        match response.extensions().get::<Status>() {
+            Some(theirs)
+                if self.face == Face::Grpc && !health && status::kind(theirs).is_none() =>
+            {
+                Err(rewritten(theirs, compressed))
+            }
+            _ => Ok(response),
+        }
+    }
+
+    /// Whether a path needs no credential.
+    fn is_open(&self, path: &str) -> bool {
+        self.face == Face::Grpc
+            && (path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection."))
+    }
+
+    /// How long a request may take: what the server allows, or less if the caller says so.
+    fn time_limit(&self, headers: &HeaderMap) -> Result<Duration, Error> {
+        match headers.get("grpc-timeout") {
+            Some(text) if self.face == Face::Grpc => {
+                let malformed =
+                    || Error::from(Kind::InvalidFormat).detail("grpc-timeout is malformed.");
+                let asked = timeout(text).ok_or_else(malformed)?;
+                Ok(asked.min(self.common.timeout))
+            }
+            _ => Ok(self.common.timeout),
+        }
+    }
+
+    /// The number of the method that a path names.
+    fn method(&self, path: &str) -> usize {
+        let (_, last) = path.rsplit_once('/').unwrap_or_default();
+        let mut methods = METHODS.iter();
+        let found = match self.face {
+            Face::Grpc => methods.position(|(name, _)| *name == last),
+            Face::Rest => methods.position(|(_, name)| *name == last),
+        };
+        found.unwrap_or(METHODS.len() - 1)
+    }
+}
+
+impl Answer for Front {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let common = &*self.common;
+        let begun = Instant::now();
+        let id = common.request_id();
+        let method = self.method(request.uri().path());
+        let _in_work = InWork::begin(&common.requests);
+        let context = OnceLock::new();
+
+        let passed = match self.time_limit(request.headers()) {
+            Ok(limit) => {
+                let work = caught(self.pass(request, id, &context));
+                let in_time = tokio::time::timeout(limit, work).await;
+                in_time.unwrap_or_else(|_| Err(Kind::DeadlineExceeded.into()))
+            }
+            Err(error) => Err(error),
+        };
+        let (mut response, kind) = match passed {
+            Ok(response) => {
+                let kind = kind(&response);
+                (response, kind)
+            }
+            Err(error) => {
+                tracing::debug!(request_id = %id, code = error.kind().row().code, "refused");
+                (self.face.refuse(&error), Some(error.kind()))
+            }
+        };
+        if let Some(kind) = kind {
+            common.tell(id, context.get(), kind);
+        }
+        let code = kind.and_then(|kind| common.codes.get(kind as usize).copied());
+        let ended = Ended {
+            face: usize::from(self.face == Face::Rest),
+            method,
+            code: code.unwrap_or_default(),
+        };
+        common.requests.ended(ended, begun.elapsed());
+        response.headers_mut().insert(REQUEST_ID, header(id));
+        response
+    }
+}
+
+/// The row of an answer; none if it is a success.
+fn kind(response: &Response<Body>) -> Option<Kind> {
+    let extensions = response.extensions();
+    let told = extensions.get::<Kind>().copied();
+    told.or_else(|| extensions.get::<Status>().and_then(status::kind))
+}
+
+/// What the RPC library refused by itself, as a row of the catalogue.
+fn rewritten(status: &Status, compressed: bool) -> Error {
+    match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => Kind::MessageTooLong.into(),
+        Code::Unimplemented if compressed => {
+            Error::from(Kind::InvalidFormat).detail("Compressed messages are not accepted.")
+        }
+        Code::Unimplemented => Kind::UnknownPath.into(),
+        _ => Kind::InvalidFormat.into(),
+    }
+}
+
+/// Reads the whole body of a REST request, up to the limit.
+async fn read(parts: &Parts, body: Incoming) -> Result<Bytes, Error> {
+    let length = parts
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|text| text.to_str().ok());
+    if length
+        .and_then(|text| text.parse().ok())
+        .is_some_and(|length: u64| length > MAX_MESSAGE as u64)
+    {
+        return Err(Kind::MessageTooLong.into());
+    }
+    match Limited::new(body, MAX_MESSAGE).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Kind::MessageTooLong.into()),
+        Err(error) => Err(Error::from(Kind::InvalidJson).caused_by(error)),
+    }
+}
+
+/// The bytes of a list of headers.
+fn size(headers: &HeaderMap) -> usize {
+    headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum()
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
+}
+
+/// The duration of a `grpc-timeout` header: up to eight digits and a unit.
+fn timeout(text: &HeaderValue) -> Option<Duration> {
+    let (unit, digits) = text.as_bytes().split_last()?;
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = str::from_utf8(digits).ok()?.parse().ok()?;
+    match unit {
+        b'H' => Some(Duration::from_secs(number * 3600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// A request id as a header.
+fn header(id: RequestId) -> HeaderValue {
+    // 32 hexadecimal digits are always a header value.
+    HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Does `work`, and makes a failure of the one request out of a panic, so that the others on its connection go on.
+async fn caught(
+    work: impl Future<Output = Result<Response<Body>, Error>>,
+) -> Result<Response<Body>, Error> {
+    let mut work = pin!(work);
+    std::future::poll_fn(move |context| {
+        let poll = || work.as_mut().poll(context);
+        match std::panic::catch_unwind(AssertUnwindSafe(poll)) {
+            Ok(poll) => poll,
+            Err(_) => Poll::Ready(Err(Kind::Internal.into())),
+        }
+    })
+    .await
+}
+
+/// Counts a request as in work until it is dropped, answered or not.
+struct InWork<'a>(&'a Requests);
+
+impl<'a> InWork<'a> {
+    fn begin(requests: &'a Requests) -> Self {
+        requests.begun();
+        Self(requests)
+    }
+}
+
+impl Drop for InWork<'_> {
+    fn drop(&mut self) {
+        self.0.over();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_timeout_has_up_to_eight_digits_and_a_unit() {
+        let read = |text| timeout(&HeaderValue::from_static(text));
+        assert_eq!(read("1H"), Some(Duration::from_secs(3600)));
+        assert_eq!(read("2M"), Some(Duration::from_secs(120)));
+        assert_eq!(read("99999999S"), Some(Duration::from_secs(99_999_999)));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
+        assert_eq!(read("0n"), Some(Duration::ZERO));
+        for bad in ["", "S", "1", "1s", "-1S", "999999999S", "1 S", "+1S"] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_row_is_counted_under_its_code() {
+        let requests = Arc::clone(&crate::telemetry::Metrics::new(names()).requests);
+        let common = Common::new(None, requests, &Limits::default());
+        for &kind in Kind::ALL {
+            let counted = names().codes[common.codes[kind as usize]];
+            assert_eq!(counted, kind.row().code);
+        }
+    }
+}

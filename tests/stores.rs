@@ -1,0 +1,900 @@
+//! Every store passes the same battery.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use kmsgate::domain::key::{KeyId, KeySpec, KeyState, KeyUsage, KeyVersion, ProjectId};
+use kmsgate::domain::secret::MacKey;
+use kmsgate::domain::time::Timestamp;
+use kmsgate::store::codec::Codec;
+use kmsgate::store::memory::Memory;
+use kmsgate::store::sqlite::Sqlite;
+use kmsgate::store::{
+    Address, AliasRecord, Change, ClockRecord, DeletionRecord, KeyRecord, KeyStore, Prefix, Record,
+    Revision, StoreError, VersionRecord, Versioned,
+};
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+/// One line here puts a store through every case.
+macro_rules! battery {
+    ($store:ident, $fixture:ident) => {
+        mod $store {
+            cases!($fixture;
+                what_is_put_is_got
+                a_missing_record_is_none
+                creating_what_exists_is_a_conflict
+                replacing_at_another_revision_is_a_conflict
+                changing_what_is_missing_is_a_conflict
+                several_changes_happen_together
+                of_several_changes_none_happens_if_one_cannot
+                a_second_change_of_one_address_is_a_conflict
+                of_two_racing_writers_exactly_one_is_told_conflict
+                no_update_is_lost
+                an_erased_record_is_none_and_can_be_created_again
+                revisions_grow
+                a_listing_pages_in_order_without_gaps_or_repeats
+                a_listing_stays_in_its_prefix
+                a_listing_goes_on_where_a_record_was_erased
+                a_record_at_another_address_is_never_stored
+                a_record_swapped_between_ids_does_not_open
+                every_changed_byte_is_detected
+            );
+        }
+    };
+}
+
+macro_rules! cases {
+    ($fixture:ident; $($case:ident)+) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                super::$case(<super::$fixture as super::Fixture>::new()).await;
+            }
+        )+
+    };
+}
+
+battery!(memory, InMemory);
+battery!(sqlite, InFile);
+
+/// A fresh store, and a way to what it stores that goes around it.
+trait Fixture {
+    fn new() -> Self;
+
+    fn store(&self) -> &dyn KeyStore;
+
+    /// Lets `change` alter the stored bytes of each of the records.
+    fn tamper(&mut self, records: &[Address], change: impl Fn(usize, &mut Vec<u8>));
+}
+
+struct InMemory(Memory);
+
+impl Fixture for InMemory {
+    fn new() -> Self {
+        Self(Memory::new(codec(7)))
+    }
+
+    fn store(&self) -> &dyn KeyStore {
+        &self.0
+    }
+
+    fn tamper(&mut self, records: &[Address], change: impl Fn(usize, &mut Vec<u8>)) {
+        for (at, address) in records.iter().enumerate() {
+            self.0.tamper(address, |value| change(at, value));
+        }
+    }
+}
+
+struct InFile {
+    directory: TempDir,
+    /// There but while it is opened again.
+    store: Option<Sqlite>,
+}
+
+impl InFile {
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("keys.db")
+    }
+
+    fn close(&mut self) {
+        self.store = None;
+    }
+
+    fn reopen(&mut self) {
+        self.close();
+        self.store = Some(Sqlite::open(&self.path(), codec(7)).unwrap());
+    }
+}
+
+impl Fixture for InFile {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut fixture = Self {
+            directory,
+            store: None,
+        };
+        fixture.reopen();
+        fixture
+    }
+
+    fn store(&self) -> &dyn KeyStore {
+        self.store.as_ref().unwrap()
+    }
+
+    fn tamper(&mut self, records: &[Address], change: impl Fn(usize, &mut Vec<u8>)) {
+        self.close();
+        let mut file = rusqlite::Connection::open(self.path()).unwrap();
+        let transaction = file.transaction().unwrap();
+        for (at, address) in records.iter().enumerate() {
+            let address = address.to_string();
+            let select = "SELECT value FROM records WHERE address = ?1";
+            let mut value = transaction
+                .query_row(select, [&address], |row| row.get(0))
+                .unwrap();
+            change(at, &mut value);
+            let update = "UPDATE records SET value = ?1 WHERE address = ?2";
+            transaction.execute(update, (value, address)).unwrap();
+        }
+        transaction.commit().unwrap();
+        drop(file);
+        self.reopen();
+    }
+}
+
+async fn what_is_put_is_got(fixture: impl Fixture) {
+    let store = fixture.store();
+    for record in one_of_each() {
+        let revision = store
+            .put(vec![Change::create(record.clone())])
+            .await
+            .unwrap();
+        let got = store.get(&record.address()).await.unwrap();
+        assert_eq!(got, Some(Versioned { record, revision }));
+    }
+    let mut key = key("p", 1);
+    let read = read(store, &key).await;
+    key.description = "another".parse().unwrap();
+    let change = Change::replace(Record::Key(key.clone()), read.revision);
+    let revision = store.put(vec![change]).await.unwrap();
+    let record = Record::Key(key);
+    let got = store.get(&record.address()).await.unwrap();
+    assert_eq!(got, Some(Versioned { record, revision }));
+}
+
+async fn a_missing_record_is_none(fixture: impl Fixture) {
+    for record in one_of_each() {
+        let got = fixture.store().get(&record.address()).await.unwrap();
+        assert_eq!(got, None);
+    }
+}
+
+async fn creating_what_exists_is_a_conflict(fixture: impl Fixture) {
+    let store = fixture.store();
+    create(store, &key("p", 1)).await;
+    let mut other = key("p", 1);
+    other.description = "another".parse().unwrap();
+    assert_conflict(store.put(vec![Change::create(Record::Key(other))]).await);
+    assert_eq!(
+        read(store, &key("p", 1)).await.record,
+        Record::Key(key("p", 1))
+    );
+}
+
+async fn replacing_at_another_revision_is_a_conflict(fixture: impl Fixture) {
+    let store = fixture.store();
+    let first = create(store, &key("p", 1)).await;
+    let change = |revision| vec![Change::replace(Record::Key(key("p", 1)), revision)];
+    let second = store.put(change(first)).await.unwrap();
+    for stale in [
+        first,
+        Revision(0),
+        Revision(second.0 + 1),
+        Revision(u64::MAX),
+    ] {
+        assert_conflict(store.put(change(stale)).await);
+    }
+    assert_eq!(read(store, &key("p", 1)).await.revision, second);
+}
+
+async fn changing_what_is_missing_is_a_conflict(fixture: impl Fixture) {
+    let store = fixture.store();
+    let record = Record::Key(key("p", 1));
+    let address = record.address();
+    assert_conflict(store.put(vec![Change::replace(record, Revision(1))]).await);
+    assert_conflict(
+        store
+            .put(vec![Change::erase(address.clone(), Revision(1))])
+            .await,
+    );
+    assert_eq!(store.get(&address).await.unwrap(), None);
+}
+
+async fn several_changes_happen_together(fixture: impl Fixture) {
+    let store = fixture.store();
+    let first = create(store, &key("p", 1)).await;
+    let mut replaced = key("p", 1);
+    replaced.state = KeyState::Disabled;
+    let gone = create(store, &key("p", 2)).await;
+    let changes = vec![
+        Change::replace(Record::Key(replaced.clone()), first),
+        Change::erase(address(&key("p", 2)), gone),
+        Change::create(Record::Key(key("p", 3))),
+    ];
+    let revision = store.put(changes).await.unwrap();
+    let expected = [replaced, key("p", 3)].map(|key| Versioned {
+        record: Record::Key(key),
+        revision,
+    });
+    assert_eq!(list(store, "p").await, expected);
+}
+
+async fn of_several_changes_none_happens_if_one_cannot(fixture: impl Fixture) {
+    let store = fixture.store();
+    let first = create(store, &key("p", 1)).await;
+    let before = list(store, "p").await;
+    let good = [
+        Change::erase(address(&key("p", 1)), first),
+        Change::create(Record::Key(key("p", 2))),
+    ];
+    let bad = Change::replace(Record::Key(key("p", 3)), Revision(1));
+    for place in 0..=good.len() {
+        let mut changes = good.to_vec();
+        changes.insert(place, bad.clone());
+        assert_conflict(store.put(changes).await);
+        assert_eq!(list(store, "p").await, before, "the bad one at {place}");
+    }
+}
+
+async fn a_second_change_of_one_address_is_a_conflict(fixture: impl Fixture) {
+    let store = fixture.store();
+    let twice = vec![Change::create(Record::Key(key("p", 1))); 2];
+    assert_conflict(store.put(twice).await);
+    let first = create(store, &key("p", 1)).await;
+    let erase = Change::erase(address(&key("p", 1)), first);
+    let create = Change::create(Record::Key(key("p", 1)));
+    assert_conflict(store.put(vec![erase, create]).await);
+    assert_eq!(read(store, &key("p", 1)).await.revision, first);
+}
+
+async fn of_two_racing_writers_exactly_one_is_told_conflict(fixture: impl Fixture) {
+    let store = fixture.store();
+    let mut revision = create(store, &key("p", 1)).await;
+    for round in 0..20 {
+        let write = |text: &str| {
+            let mut key = key("p", 1);
+            key.description = text.parse().unwrap();
+            store.put(vec![Change::replace(Record::Key(key), revision)])
+        };
+        let (one, other) = tokio::join!(write("one"), write("other"));
+        revision = match (one, other) {
+            (Ok(won), Err(StoreError::Conflict)) | (Err(StoreError::Conflict), Ok(won)) => won,
+            answers => panic!("round {round}: {answers:?}"),
+        };
+        assert_eq!(read(store, &key("p", 1)).await.revision, revision);
+    }
+}
+
+async fn no_update_is_lost(fixture: impl Fixture) {
+    const WRITERS: i64 = 4;
+    const UPDATES: i64 = 10;
+    let store = fixture.store();
+    let clock = |seen| {
+        Record::Clock(ClockRecord {
+            seen: Timestamp(seen),
+        })
+    };
+    store.put(vec![Change::create(clock(0))]).await.unwrap();
+    let add_one = async || loop {
+        let read = store.get(&Address::Clock).await.unwrap().unwrap();
+        let Record::Clock(ClockRecord { seen }) = read.record else {
+            panic!("{read:?}");
+        };
+        let change = Change::replace(clock(seen.0 + 1), read.revision);
+        match store.put(vec![change]).await {
+            Ok(_) => return,
+            Err(StoreError::Conflict) => {}
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let runtime = Handle::current();
+    tokio::task::block_in_place(|| {
+        thread::scope(|scope| {
+            for _ in 0..WRITERS {
+                scope.spawn(|| {
+                    for _ in 0..UPDATES {
+                        runtime.block_on(add_one());
+                    }
+                });
+            }
+        });
+    });
+    let read = store.get(&Address::Clock).await.unwrap().unwrap();
+    assert_eq!(read.record, clock(WRITERS * UPDATES));
+}
+
+async fn an_erased_record_is_none_and_can_be_created_again(fixture: impl Fixture) {
+    let store = fixture.store();
+    for record in one_of_each() {
+        let address = record.address();
+        let create = || store.put(vec![Change::create(record.clone())]);
+        let first = create().await.unwrap();
+        let erase = |revision| store.put(vec![Change::erase(address.clone(), revision)]);
+        assert_conflict(erase(Revision(first.0 + 1)).await);
+        erase(first).await.unwrap();
+        assert_eq!(store.get(&address).await.unwrap(), None);
+        assert_conflict(erase(first).await);
+        let again = create().await.unwrap();
+        assert!(again > first, "a revision is never used twice");
+        let got = store.get(&address).await.unwrap().unwrap();
+        assert_eq!((got.record, got.revision), (record, again));
+    }
+}
+
+async fn revisions_grow(fixture: impl Fixture) {
+    let store = fixture.store();
+    let mut last = Revision(0);
+    for n in 0..10 {
+        let revision = create(store, &key("p", n)).await;
+        assert!(revision > last, "{revision:?} after {last:?}");
+        last = revision;
+        assert_conflict(
+            store
+                .put(vec![Change::create(Record::Key(key("p", n)))])
+                .await,
+        );
+        let erase = Change::erase(address(&key("p", n)), revision);
+        let revision = store.put(vec![erase]).await.unwrap();
+        assert!(revision > last, "{revision:?} after {last:?}");
+        last = revision;
+    }
+}
+
+async fn a_listing_pages_in_order_without_gaps_or_repeats(fixture: impl Fixture) {
+    const KEYS: u8 = 23;
+    let store = fixture.store();
+    // In an order that is not theirs.
+    let keys = (0..KEYS).map(|n| key("p", n.wrapping_mul(11)));
+    let changes = keys.map(|key| Change::create(Record::Key(key)));
+    store.put(changes.collect()).await.unwrap();
+
+    let prefix = Prefix::Keys(project("p"));
+    for limit in [1, 2, 5, 22, 23, 24, 1000, usize::MAX] {
+        let mut seen = Vec::new();
+        loop {
+            let after = seen.last();
+            let page = store.list(&prefix, after, limit).await.unwrap();
+            assert!(page.len() <= limit);
+            if page.is_empty() {
+                break;
+            }
+            seen.extend(page.iter().map(|read| read.record.address()));
+        }
+        assert_eq!(seen.len(), usize::from(KEYS), "pages of {limit}");
+        let order = |pair: &[Address]| pair[0].to_string() < pair[1].to_string();
+        assert!(seen.windows(2).all(order), "pages of {limit}");
+    }
+    assert!(store.list(&prefix, None, 0).await.unwrap().is_empty());
+}
+
+async fn a_listing_stays_in_its_prefix(fixture: impl Fixture) {
+    let store = fixture.store();
+    let projects = ["a", "a-", "a-b", "a0", "aa", "ab", "A", "b", "_"];
+    for (n, project) in (0..).zip(projects) {
+        create(store, &key(project, n)).await;
+        create(store, &key(project, n + 100)).await;
+        let records = [alias(project, n), deletion(project, n)];
+        store.put(records.map(Change::create).into()).await.unwrap();
+    }
+    store.put(vec![Change::create(clock())]).await.unwrap();
+
+    for (n, project) in (0..).zip(projects) {
+        let listed = addresses(&list(store, project).await);
+        let expected = [address(&key(project, n)), address(&key(project, n + 100))];
+        assert_eq!(listed, expected, "{project}");
+    }
+    let queue = store.list(&Prefix::Deletions, None, 100).await.unwrap();
+    let mut expected: Vec<Address> = (0..)
+        .zip(projects)
+        .map(|(n, project)| deletion(project, n).address())
+        .collect();
+    expected.sort_by_key(Address::to_string);
+    assert_eq!(addresses(&queue), expected);
+
+    // A place beyond the prefix, and one before it.
+    let prefix = Prefix::Keys(project("a"));
+    let beyond = address(&key("b", 0));
+    let page = store.list(&prefix, Some(&beyond), 100).await.unwrap();
+    assert_eq!(addresses(&page), []);
+    let before = alias("z", 0).address();
+    let page = store.list(&prefix, Some(&before), 100).await.unwrap();
+    assert_eq!(page, list(store, "a").await);
+}
+
+async fn a_listing_goes_on_where_a_record_was_erased(fixture: impl Fixture) {
+    let store = fixture.store();
+    for n in 1..=3 {
+        create(store, &key("p", n)).await;
+    }
+    let middle = read(store, &key("p", 2)).await;
+    let place = middle.record.address();
+    let erase = Change::erase(place.clone(), middle.revision);
+    store.put(vec![erase]).await.unwrap();
+    let prefix = Prefix::Keys(project("p"));
+    let page = store.list(&prefix, Some(&place), 100).await.unwrap();
+    assert_eq!(addresses(&page), [address(&key("p", 3))]);
+}
+
+async fn a_record_at_another_address_is_never_stored(fixture: impl Fixture) {
+    let store = fixture.store();
+    let mut change = Change::create(Record::Key(key("p", 1)));
+    change.address = address(&key("p", 2));
+    assert_corrupt(store.put(vec![change]).await, &address(&key("p", 2)));
+    assert_eq!(list(store, "p").await, []);
+}
+
+async fn a_record_swapped_between_ids_does_not_open(mut fixture: impl Fixture) {
+    let mut enabled = key("p", 1);
+    let mut disabled = key("p", 2);
+    enabled.state = KeyState::Enabled;
+    disabled.state = KeyState::Disabled;
+    create(fixture.store(), &enabled).await;
+    create(fixture.store(), &disabled).await;
+
+    let copy = RefCell::new(Vec::new());
+    fixture.tamper(&[address(&enabled), address(&disabled)], |_, value| {
+        copy.replace_with(|copy| std::mem::replace(value, copy.clone()));
+    });
+    // The first took nothing, the second took the first's.
+    let store = fixture.store();
+    for key in [&enabled, &disabled] {
+        assert_corrupt(store.get(&address(key)).await, &address(key));
+    }
+    let listed = store.list(&Prefix::Keys(project("p")), None, 100).await;
+    assert_corrupt(listed, &address(&enabled));
+}
+
+async fn every_changed_byte_is_detected(mut fixture: impl Fixture) {
+    // One record for each byte, all of the same length.
+    const RECORDS: usize = 400;
+    let keys: Vec<KeyRecord> = (0..RECORDS)
+        .map(|n| {
+            let mut key = key("p", 0);
+            key.key_id = format!("00000000-0000-0000-0000-{n:012}").parse().unwrap();
+            key
+        })
+        .collect();
+    let changes = keys.iter().cloned().map(Record::Key).map(Change::create);
+    fixture.store().put(changes.collect()).await.unwrap();
+
+    let length = Cell::new(0);
+    let places: Vec<Address> = keys.iter().map(address).collect();
+    fixture.tamper(&places, |at, value| {
+        length.set(value.len());
+        if let Some(byte) = value.get_mut(at) {
+            *byte ^= 1;
+        }
+    });
+    assert!((1..RECORDS).contains(&length.get()), "{length:?}");
+    for (at, place) in places.iter().enumerate() {
+        let got = fixture.store().get(place).await;
+        if at < length.get() {
+            assert_corrupt(got, place);
+        } else {
+            assert!(got.unwrap().is_some(), "{place} was not touched");
+        }
+    }
+}
+
+#[tokio::test]
+async fn reopening_a_file_finds_everything() {
+    let mut fixture = InFile::new();
+    let mut written = Vec::new();
+    for record in one_of_each() {
+        let change = Change::create(record.clone());
+        let revision = fixture.store().put(vec![change]).await.unwrap();
+        written.push(Versioned { record, revision });
+    }
+    fixture.reopen();
+    for read in &written {
+        let got = fixture.store().get(&read.record.address()).await.unwrap();
+        assert_eq!(got.as_ref(), Some(read));
+    }
+    let next = create(fixture.store(), &key("q", 1)).await;
+    assert!(written.iter().all(|read| next > read.revision));
+}
+
+#[tokio::test]
+async fn a_closed_file_stands_alone() {
+    let mut fixture = InFile::new();
+    create(fixture.store(), &key("p", 1)).await;
+    fixture.close();
+    assert_eq!(names(fixture.directory.path()), ["keys.db", "keys.db-lock"]);
+}
+
+#[tokio::test]
+async fn a_file_is_opened_once() {
+    let fixture = InFile::new();
+    create(fixture.store(), &key("p", 1)).await;
+    for _ in 0..2 {
+        let error = refusal(&fixture.path());
+        assert!(
+            error.contains("another process has the store open"),
+            "{error}"
+        );
+        // Neither may another program read or write it, also not after an attempt.
+        let file = rusqlite::Connection::open(fixture.path()).unwrap();
+        file.busy_timeout(std::time::Duration::ZERO).unwrap();
+        let read = file.query_row("SELECT count(*) FROM records", [], |row| {
+            row.get::<_, u32>(0)
+        });
+        assert!(read.is_err(), "{read:?}");
+    }
+    create(fixture.store(), &key("p", 2)).await;
+}
+
+#[tokio::test]
+async fn a_file_that_another_program_has_locked_is_refused() {
+    let mut fixture = InFile::new();
+    fixture.close();
+    let file = rusqlite::Connection::open(fixture.path()).unwrap();
+    file.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let error = refusal(&fixture.path());
+    assert!(
+        error.contains("another process has the store open"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_file_under_another_mac_key_is_corrupt() {
+    let mut fixture = InFile::new();
+    create(fixture.store(), &key("p", 1)).await;
+    fixture.close();
+    let store = Sqlite::open(&fixture.path(), codec(8)).unwrap();
+    let place = address(&key("p", 1));
+    assert_corrupt(store.get(&place).await, &place);
+}
+
+#[test]
+fn a_file_that_is_no_store_is_refused_and_left_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.db");
+    let database = |sql: &str| {
+        fs::remove_file(&path).ok();
+        let file = rusqlite::Connection::open(&path).unwrap();
+        file.execute_batch(sql).unwrap();
+        drop(file);
+        fs::read(&path).unwrap()
+    };
+    let files = [
+        Vec::new(),
+        b"SQLite format 3\0".to_vec(),
+        b"not a database".repeat(100),
+        database("CREATE TABLE records (address TEXT)"),
+        database("PRAGMA journal_mode = WAL; CREATE TABLE t (x)"),
+        database("PRAGMA application_id = 7; CREATE TABLE t (x)"),
+    ];
+    for (which, bytes) in files.iter().enumerate() {
+        fs::write(&path, bytes).unwrap();
+        let error = refusal(&path);
+        assert!(
+            error.contains("not a key store of kmsgate"),
+            "{which}: {error}"
+        );
+        assert_eq!(&fs::read(&path).unwrap(), bytes, "{which}");
+        assert_eq!(names(directory.path()), ["keys.db", "keys.db-lock"]);
+    }
+}
+
+#[test]
+fn a_newer_schema_is_refused_and_left_as_it_is() {
+    let mut fixture = InFile::new();
+    fixture.close();
+    let file = rusqlite::Connection::open(fixture.path()).unwrap();
+    file.pragma_update(None, "user_version", 2).unwrap();
+    drop(file);
+    let bytes = fs::read(fixture.path()).unwrap();
+    let error = refusal(&fixture.path());
+    assert!(error.contains("schema 2"), "{error}");
+    assert_eq!(fs::read(fixture.path()).unwrap(), bytes);
+}
+
+#[test]
+fn a_log_without_its_store_is_refused_and_left_as_it_is() {
+    for suffix in ["wal", "journal"] {
+        let directory = tempfile::tempdir().unwrap();
+        let log = format!("keys.db-{suffix}");
+        fs::write(directory.path().join(&log), b"frames").unwrap();
+        let error = refusal(&directory.path().join("keys.db"));
+        assert!(error.contains(&log), "{error}");
+        let mut expected = ["keys.db-lock", &log];
+        expected.sort_unstable();
+        assert_eq!(names(directory.path()), expected);
+    }
+}
+
+#[test]
+fn a_store_is_not_made_in_a_directory_that_does_not_exist() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = refusal(&directory.path().join("missing/keys.db"));
+    assert!(error.contains("missing/keys.db"), "{error}");
+    assert_eq!(names(directory.path()), [""; 0]);
+}
+
+#[test]
+fn what_is_left_of_a_store_that_was_being_made_does_no_harm() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("keys.db-new"), b"half").unwrap();
+    Sqlite::open(&directory.path().join("keys.db"), codec(7)).unwrap();
+    assert_eq!(names(directory.path()), ["keys.db", "keys.db-lock"]);
+}
+
+#[tokio::test]
+async fn only_the_owner_may_read_the_files() {
+    let fixture = InFile::new();
+    create(fixture.store(), &key("p", 1)).await;
+    let names = names(fixture.directory.path());
+    assert_eq!(names, ["keys.db", "keys.db-lock", "keys.db-wal"]);
+    for name in names {
+        let metadata = fs::metadata(fixture.directory.path().join(&name)).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_conflict_fails_no_other_put_of_its_transaction() {
+    let fixture = InFile::new();
+    let store = fixture.store();
+    create(store, &key("p", 0)).await;
+    // All of them wait together while the first is written. Every second one creates what exists.
+    let puts = (0..100).map(|n| {
+        let key = key("p", if n % 2 == 0 { 0 } else { n });
+        async move { (n, store.put(vec![Change::create(Record::Key(key))]).await) }
+    });
+    let mut revisions = BTreeSet::new();
+    for (n, answer) in join_all(puts).await {
+        if n % 2 == 0 {
+            assert_conflict(answer);
+        } else {
+            assert!(revisions.insert(answer.unwrap()), "{n}");
+        }
+    }
+    assert_eq!(list(store, "p").await.len(), 51);
+}
+
+#[tokio::test]
+async fn erased_bytes_are_gone_from_the_files() {
+    let fixture = InFile::new();
+    let store = fixture.store();
+    let mut random = Random(1);
+    let mut live: Vec<KeyRecord> = Vec::new();
+    let mut serial = 0;
+    let mut seal = |random: &mut Random| {
+        serial += 1;
+        marked(serial, 60 + random.below(2500))
+    };
+    // Rows of many lengths come, grow, shrink and go, so that SQLite moves them about. Whatever was sealed and is no longer
+    // in a record must be nowhere in the files.
+    for step in 0..400 {
+        let pick = random.below(live.len().max(1));
+        match random.below(10) {
+            0..4 => {
+                let mut key = key("p", 0);
+                key.key_id = KeyId::from_random(random.bytes());
+                key.versions[0].sealed = seal(&mut random);
+                create(store, &key).await;
+                live.push(key);
+                continue;
+            }
+            4..6 if !live.is_empty() => {
+                let key = &mut live[pick];
+                let read = read(store, key).await;
+                let mut next = key.versions.last().unwrap().clone();
+                next.version = next.version.next().unwrap();
+                next.sealed = seal(&mut random);
+                key.versions.push(next);
+                let change = Change::replace(Record::Key(key.clone()), read.revision);
+                store.put(vec![change]).await.unwrap();
+                continue;
+            }
+            6..8 if !live.is_empty() => {
+                let key = &mut live[pick];
+                let read = read(store, key).await;
+                for version in &mut key.versions {
+                    version.sealed = seal(&mut random);
+                }
+                let change = Change::replace(Record::Key(key.clone()), read.revision);
+                store.put(vec![change]).await.unwrap();
+            }
+            8.. if !live.is_empty() => {
+                let key = live.swap_remove(pick);
+                let read = read(store, &key).await;
+                let change = Change::erase(address(&key), read.revision);
+                store.put(vec![change]).await.unwrap();
+            }
+            _ => continue,
+        }
+        let kept = live.iter().flat_map(|key| &key.versions);
+        let kept: BTreeSet<u32> = kept.flat_map(|version| marks(&version.sealed)).collect();
+        for name in names(fixture.directory.path()) {
+            let file = fs::read(fixture.directory.path().join(&name)).unwrap();
+            let lingering: Vec<u32> = marks(&file).difference(&kept).copied().collect();
+            assert_eq!(lingering, [0; 0], "step {step}: in {name}");
+        }
+    }
+    assert!(live.len() > 10, "the test keeps some records");
+}
+
+fn codec(seed: u8) -> Codec {
+    Codec::new(MacKey::new(vec![seed; 32]))
+}
+
+fn refusal(path: &Path) -> String {
+    match Sqlite::open(path, codec(7)) {
+        Err(StoreError::Unavailable(why)) => why.to_string(),
+        answer => panic!("{answer:?}"),
+    }
+}
+
+/// The names of the files in a directory, in order.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[track_caller]
+fn assert_conflict<T: std::fmt::Debug>(answer: Result<T, StoreError>) {
+    assert!(matches!(answer, Err(StoreError::Conflict)), "{answer:?}");
+}
+
+#[track_caller]
+fn assert_corrupt<T: std::fmt::Debug>(answer: Result<T, StoreError>, place: &Address) {
+    match &answer {
+        Err(StoreError::Corrupt(at)) => assert_eq!(*at, place.to_string()),
+        _ => panic!("{place}: {answer:?}"),
+    }
+}
+
+async fn create(store: &dyn KeyStore, key: &KeyRecord) -> Revision {
+    let change = Change::create(Record::Key(key.clone()));
+    store.put(vec![change]).await.unwrap()
+}
+
+async fn read(store: &dyn KeyStore, key: &KeyRecord) -> Versioned {
+    store.get(&address(key)).await.unwrap().unwrap()
+}
+
+async fn list(store: &dyn KeyStore, name: &str) -> Vec<Versioned> {
+    let prefix = Prefix::Keys(project(name));
+    store.list(&prefix, None, 100).await.unwrap()
+}
+
+fn addresses(page: &[Versioned]) -> Vec<Address> {
+    page.iter().map(|read| read.record.address()).collect()
+}
+
+fn address(key: &KeyRecord) -> Address {
+    Record::Key(key.clone()).address()
+}
+
+fn project(name: &str) -> ProjectId {
+    name.parse().unwrap()
+}
+
+fn one_of_each() -> [Record; 4] {
+    [
+        Record::Key(key("p", 1)),
+        alias("p", 1),
+        deletion("p", 1),
+        clock(),
+    ]
+}
+
+fn key(name: &str, n: u8) -> KeyRecord {
+    KeyRecord {
+        project: project(name),
+        key_id: KeyId::from_random([n; 16]),
+        alias: format!("alias/{n}").parse().unwrap(),
+        description: "a description".parse().unwrap(),
+        spec: KeySpec::Aes256,
+        usage: KeyUsage::EncryptDecrypt,
+        state: KeyState::Enabled,
+        created: Timestamp(1_700_000_000_000),
+        deletion: None,
+        versions: vec![VersionRecord {
+            version: KeyVersion::FIRST,
+            created: Timestamp(1_700_000_000_000),
+            sealed: vec![n; 100],
+        }],
+    }
+}
+
+fn alias(name: &str, n: u8) -> Record {
+    Record::Alias(AliasRecord {
+        project: project(name),
+        alias: format!("alias/{n}").parse().unwrap(),
+        key_id: KeyId::from_random([n; 16]),
+    })
+}
+
+fn deletion(name: &str, n: u8) -> Record {
+    Record::Deletion(DeletionRecord {
+        project: project(name),
+        key_id: KeyId::from_random([n; 16]),
+        due: Timestamp(1_700_000_000_000),
+    })
+}
+
+fn clock() -> Record {
+    Record::Clock(ClockRecord {
+        seen: Timestamp(1_700_000_000_000),
+    })
+}
+
+/// `length` bytes in which every 15 name their serial number.
+fn marked(serial: u32, length: usize) -> Vec<u8> {
+    let mark = [MARK, serial.to_be_bytes()].concat();
+    mark.into_iter().cycle().take(length).collect()
+}
+
+/// The serial numbers of all marks in `bytes`.
+fn marks(bytes: &[u8]) -> BTreeSet<u32> {
+    let all = bytes
+        .windows(8)
+        .filter_map(|window| window.strip_prefix(&MARK));
+    all.map(|serial| u32::from_be_bytes(serial.try_into().unwrap()))
+        .collect()
+}
+
+const MARK: [u8; 4] = *b"\xf1SK\xf2";
+
+/// Waits for all of the futures at once.
+async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut futures: Vec<_> = futures.map(Box::pin).collect();
+    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
+    std::future::poll_fn(move |context| {
+        for (future, output) in futures.iter_mut().zip(&mut outputs) {
+            if output.is_none()
+                && let std::task::Poll::Ready(done) = future.as_mut().poll(context)
+            {
+                *output = Some(done);
+            }
+        }
+        if outputs.iter().any(Option::is_none) {
+            return std::task::Poll::Pending;
+        }
+        std::task::Poll::Ready(outputs.iter_mut().filter_map(Option::take).collect())
+    })
+    .await
+}
+
+/// Repeatable disorder (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % u64::try_from(bound).unwrap()).unwrap()
+    }
+
+    fn bytes(&mut self) -> [u8; 16] {
+        let halves = [self.next().to_le_bytes(), self.next().to_le_bytes()];
+        halves.concat().try_into().unwrap()
+    }
+}
