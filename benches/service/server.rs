@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
@@ -120,10 +121,9 @@ impl Server {
     pub(crate) fn kmsgate(binary: &Path, directory: &Path, launch: &Launch<'_>) -> Outcome<Self> {
         let data = directory.join("data");
         let env_file = data.join("dev.env");
-        match fs::remove_file(&env_file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
+        // It is replaced, not written over, and the new file is made before the old one goes: so they differ in number.
+        let number = || fs::metadata(&env_file).map(|file| file.ino()).ok();
+        let old = number();
         let log_file = directory.join("log");
         let log = File::create(&log_file)?;
         let mut command = launch.command(binary)?;
@@ -140,7 +140,8 @@ impl Server {
         let began = Instant::now();
         let mut process = Process(command.spawn()?);
         let dev = loop {
-            if let Some(dev) = Dev::read(&env_file)
+            if number() != old
+                && let Some(dev) = Dev::read(&env_file)
                 && is_ready(dev.admin)
             {
                 break dev;
@@ -244,12 +245,10 @@ struct Dev {
 }
 
 impl Dev {
-    /// Reads `NAME=value` lines; `None` while the file is not there or not complete.
+    /// Reads `NAME=value` lines; `None` while the file is not there or lacks one.
     fn read(path: &Path) -> Option<Self> {
         let text = fs::read_to_string(path).ok()?;
-        // The last line counts only once its line break is written.
-        let (complete, _) = text.rsplit_once('\n')?;
-        let values: HashMap<&str, &str> = complete
+        let values: HashMap<&str, &str> = text
             .lines()
             .filter_map(|line| line.split_once('='))
             .collect();
