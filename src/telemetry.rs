@@ -219,8 +219,7 @@ impl fmt::Debug for Reading {
 impl Collector for Reading {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let value = (self.read)();
-        let mut metric =
-            encoder.encode_descriptor(self.name, self.help, None, self.kind.clone())?;
+        let mut metric = encoder.encode_descriptor(self.name, self.help, None, self.kind)?;
         match self.kind {
             MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
             _ => metric.encode_gauge(&value),

@@ -489,7 +489,7 @@ async fn a_signature_is_for_rest_and_comes_alone() {
 #[tokio::test]
 async fn a_chain_asks_both_and_a_request_with_neither_has_no_credential() {
     let file = TokenFile::new(&[ENTRY]);
-    let chain = Chain::new(vec![Box::new(file.load()), Box::new(access_keys())]);
+    let chain = Chain::new(vec![Arc::new(file.load()), Arc::new(access_keys())]);
     for request in [Request::with("x-auth-token", "s3cret"), published()] {
         assert!(chain.authenticate(&request.evidence()).await.is_ok());
     }

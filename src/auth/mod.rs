@@ -47,11 +47,11 @@ pub struct Evidence<'a> {
 
 /// Authenticators in the order in which they are asked.
 #[derive(Debug)]
-pub struct Chain(Vec<Box<dyn Authenticator>>);
+pub struct Chain(Vec<Arc<dyn Authenticator>>);
 
 impl Chain {
     /// Asks `authenticators` in this order.
-    pub fn new(authenticators: Vec<Box<dyn Authenticator>>) -> Self {
+    pub fn new(authenticators: Vec<Arc<dyn Authenticator>>) -> Self {
         Self(authenticators)
     }
 

@@ -16,7 +16,7 @@ use http::{Request, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::rt::TokioExecutor;
-use serde_json::json;
+use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::auth::token;
@@ -258,20 +258,21 @@ async fn show(
 ) -> Result<(), Failure> {
     let Addresses { grpc, rest, admin } = addresses;
     let path = format!("/v1.0/{PROJECT}/kms/encrypt-data");
-    let body = json!({
-        "key_id": KEY,
-        "plain_text": HELLO,
-        "encryption_algorithm": "SYMMETRIC_DEFAULT",
-    });
+    let body = example();
     let request = Request::post(format!("http://{rest}{path}"))
         .header("x-auth-token", credentials.token.as_str())
         .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body.to_string())))?;
+        .body(Full::new(Bytes::from(body.clone())))?;
     let client = HttpClient::builder(TokioExecutor::new()).build_http();
     let answer = client.request(request).await?;
     let status = answer.status();
     let answered = answer.into_body().collect().await?.to_bytes();
-    let answered: serde_json::Value = serde_json::from_slice(&answered)?;
+    let answered: RestAnswer = serde_json::from_slice(&answered).map_err(|_| {
+        format!(
+            "REST answered {status}: {}",
+            String::from_utf8_lossy(&answered)
+        )
+    })?;
 
     let mut client = CryptoServiceClient::connect(format!("http://{grpc}")).await?;
     let mut request = tonic::Request::new(pb::EncryptDataRequest {
@@ -287,11 +288,8 @@ async fn show(
         .await
         .map_err(told)?
         .into_inner();
-    let asked_grpc = json!({ "key_id": KEY, "plain_text": HELLO });
-    let answered_grpc = json!({
-        "key_id": encrypted.key_id,
-        "cipher_text": STANDARD.encode(encrypted.cipher_text),
-    });
+    let cipher_text = STANDARD.encode(encrypted.cipher_text);
+    let compact = format!(r#"{{"key_id":"{KEY}","plain_text":"{HELLO}"}}"#);
 
     let env = files.env_to_source();
     say(format!(
@@ -318,25 +316,42 @@ EncryptData over gRPC
 
 Paste into another terminal:
 
-  . {env} && curl -s -X POST -H \"X-Auth-Token: $KMSGATE_TOKEN\" -H 'Content-Type: application/json' -d '{compact}' http://{rest}{path}
+  . {env} && curl -s -X POST -H \"X-Auth-Token: $KMSGATE_TOKEN\" -d '{compact}' http://{rest}{path}
 
-  . {env} && grpcurl -plaintext -H \"x-auth-token: $KMSGATE_TOKEN\" -d '{asked_compact}' {grpc} kmsgate.v1.CryptoService/EncryptData
+  . {env} && grpcurl -plaintext -H \"x-auth-token: $KMSGATE_TOKEN\" -d '{compact}' {grpc} kmsgate.v1.CryptoService/EncryptData
 ",
         dir = files.dir.display(),
-        compact = body,
-        asked_compact = asked_grpc,
-        body = indented(&body)?,
-        answered = indented(&answered)?,
-        asked_grpc = indented(&asked_grpc)?,
-        answered_grpc = indented(&answered_grpc)?,
+        body = indented(&body),
+        answered = indented(&pair(&answered.key_id, "cipher_text", &answered.cipher_text)),
+        asked_grpc = indented(&pair(KEY, "plain_text", HELLO)),
+        answered_grpc = indented(&pair(&encrypted.key_id, "cipher_text", &cipher_text)),
     ))
 }
 
-/// JSON with each line moved to the right.
-fn indented(value: &serde_json::Value) -> Result<String, Failure> {
-    let text = serde_json::to_string_pretty(value)?;
+/// What REST answers.
+#[derive(Deserialize)]
+struct RestAnswer {
+    key_id: String,
+    cipher_text: String,
+}
+
+/// The documentation's request example.
+fn example() -> String {
+    format!(
+        "{{\n  \"key_id\" : \"{KEY}\",\n  \"plain_text\" : \"{HELLO}\",\n  \
+         \"encryption_algorithm\" : \"SYMMETRIC_DEFAULT\"\n}}"
+    )
+}
+
+/// An object with a key id and one more member, as the documentation prints it.
+fn pair(key_id: &str, name: &str, value: &str) -> String {
+    format!("{{\n  \"key_id\" : \"{key_id}\",\n  \"{name}\" : \"{value}\"\n}}")
+}
+
+/// Text with each line moved to the right.
+fn indented(text: &str) -> String {
     let lines: Vec<String> = text.lines().map(|line| format!("  {line}")).collect();
-    Ok(lines.join("\n"))
+    lines.join("\n")
 }
 
 fn hex(bytes: &[u8]) -> String {

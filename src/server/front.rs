@@ -27,6 +27,7 @@ use tower::Service;
 use crate::audit::{Event, Outcome};
 use crate::auth::{Chain, Evidence};
 use crate::config::Limits;
+use crate::domain::caller::Caller;
 use crate::domain::request::RequestId;
 use crate::error::{self, Error, Kind};
 use crate::gateway::Rest;
@@ -57,34 +58,44 @@ impl Face {
     }
 }
 
-/// Every method, by its name in the schema, and its name in a REST path. What is none of these counts as `other`.
-const METHODS: [(&str, &str); 15] = [
-    ("EncryptData", "encrypt-data"),
-    ("DecryptData", "decrypt-data"),
-    ("CreateKey", "create-key"),
-    ("DescribeKey", "describe-key"),
-    ("ListKeys", "list-keys"),
-    ("EnableKey", "enable-key"),
-    ("DisableKey", "disable-key"),
-    ("ScheduleKeyDeletion", "schedule-key-deletion"),
-    ("CancelKeyDeletion", "cancel-key-deletion"),
-    ("GetPublicKey", "get-publickey"),
-    ("UpdateKeyAlias", "update-key-alias"),
-    ("UpdateKeyDescription", "update-key-description"),
-    ("RotateOnDemand", "rotate-on-demand"),
-    ("ConfirmClock", "\0"),
-    ("other", "\0"),
+/// The methods by which requests are counted, by their names in the schema. What is none of them counts as `other`.
+const METHODS: [&str; 15] = [
+    "EncryptData",
+    "DecryptData",
+    "CreateKey",
+    "DescribeKey",
+    "ListKeys",
+    "EnableKey",
+    "DisableKey",
+    "ScheduleKeyDeletion",
+    "CancelKeyDeletion",
+    "GetPublicKey",
+    "UpdateKeyAlias",
+    "UpdateKeyDescription",
+    "RotateOnDemand",
+    "ConfirmClock",
+    "other",
 ];
 
-const METHOD_NAMES: [&str; METHODS.len()] = {
-    let mut names = [""; METHODS.len()];
-    let mut at = 0;
-    while at < names.len() {
-        names[at] = METHODS[at].0;
-        at += 1;
-    }
-    names
-};
+/// The number of `other`.
+const OTHER: usize = METHODS.len() - 1;
+
+/// The same methods, as far as REST has them, by their names in a path.
+const PATHS: [&str; 13] = [
+    "encrypt-data",
+    "decrypt-data",
+    "create-key",
+    "describe-key",
+    "list-keys",
+    "enable-key",
+    "disable-key",
+    "schedule-key-deletion",
+    "cancel-key-deletion",
+    "get-publickey",
+    "update-key-alias",
+    "update-key-description",
+    "rotate-on-demand",
+];
 
 /// The names under which requests are counted. Rows that share a code are counted together.
 pub(super) fn names() -> Names {
@@ -97,7 +108,7 @@ pub(super) fn names() -> Names {
     }
     Names {
         faces: &["grpc", "rest"],
-        methods: &METHOD_NAMES,
+        methods: &METHODS,
         codes,
     }
 }
@@ -227,6 +238,7 @@ impl Front {
                     told: AtomicBool::new(false),
                 });
                 let known = context.get_or_init(|| known);
+                self.check_project(parts.uri.path(), &known.caller)?;
                 parts.extensions.insert(Arc::clone(known));
             }
             // The upstream's log and ours join by this name.
@@ -264,6 +276,27 @@ impl Front {
             && (path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection."))
     }
 
+    /// Refuses a REST path of another project, before its body is read as JSON. Over gRPC the project is in the message.
+    fn check_project(&self, path: &str, caller: &Caller) -> Result<(), Error> {
+        if self.face != Face::Rest || self.method(path) == OTHER {
+            return Ok(());
+        }
+        let rest = path
+            .strip_prefix("/v1.0/")
+            .and_then(|path| path.split_once("/kms/"));
+        match rest {
+            // A written-out project is compared here, and a percent-encoded one by the use case, which sees it decoded.
+            Some((project, _)) if !project.contains(['%', '/']) && !project.is_empty() => {
+                if project == caller.project.as_str() {
+                    Ok(())
+                } else {
+                    Err(Kind::ProjectMismatch.into())
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// How long a request may take: what the server allows, or less if the caller says so.
     fn time_limit(&self, headers: &HeaderMap) -> Result<Duration, Error> {
         match headers.get("grpc-timeout") {
@@ -280,12 +313,11 @@ impl Front {
     /// The number of the method that a path names.
     fn method(&self, path: &str) -> usize {
         let (_, last) = path.rsplit_once('/').unwrap_or_default();
-        let mut methods = METHODS.iter();
         let found = match self.face {
-            Face::Grpc => methods.position(|(name, _)| *name == last),
-            Face::Rest => methods.position(|(_, name)| *name == last),
+            Face::Grpc => METHODS.iter().position(|name| *name == last),
+            Face::Rest => PATHS.iter().position(|name| *name == last),
         };
-        found.unwrap_or(METHODS.len() - 1)
+        found.unwrap_or(OTHER)
     }
 }
 

@@ -30,7 +30,7 @@ impl Kms {
     pub async fn create(&self, call: &mut Call<'_>, new: NewKey) -> Result<KeyRecord, Error> {
         call.allowed()?;
         let project = call.caller_project().clone();
-        let usage = new.usage.unwrap_or(new.spec.default_usage());
+        let usage = new.usage.unwrap_or_else(|| new.spec.default_usage());
         if !new.spec.allows(usage) {
             return Err(Error::from(Kind::InvalidParameter)
                 .detail("A key of this key_spec cannot have this key_usage."));

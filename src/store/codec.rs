@@ -495,7 +495,8 @@ mod tests {
             spoil(&mut key);
             let record = Record::Key(key);
             assert!(refuses(&address, &codec(7).encode(&record)), "{which}");
-            let put = codec(7).encode_changes(&[Change::create(record)]);
+            let changes = [Change::create(record)];
+            let put = codec(7).encode_changes(&changes);
             assert!(matches!(put, Err(StoreError::Corrupt(_))), "{which}");
         }
     }
