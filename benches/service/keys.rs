@@ -24,8 +24,8 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// One line of the table.
 pub(crate) struct Start {
-    /// Which binary.
-    pub(crate) binary: String,
+    /// Baseline or subject.
+    pub(crate) side: &'static str,
     /// How many keys were made in the store, beside those that a fresh one has.
     pub(crate) keys: u32,
     /// From the start of the process to the first 200 of `/readyz`.
@@ -38,18 +38,18 @@ pub(crate) struct Start {
 
 /// Starts `binary` `starts` times on an empty store and as often on one with `keys` keys.
 pub(crate) async fn starts(
+    side: &'static str,
     binary: &Path,
     launch: &Launch<'_>,
     keys: u32,
     starts: u16,
 ) -> Outcome<[Start; 2]> {
-    let name = format!("`{}`", binary.display());
     let directory = server::directory()?;
     // The first start makes the root key and the first keys of a fresh store, so it is not counted.
     Server::kmsgate(binary, directory.path(), launch)?.stop()?;
     let (ready_after, empty) = restarts(binary, directory.path(), launch, starts)?;
     let few = Start {
-        binary: name.clone(),
+        side,
         keys: 0,
         ready_after,
         resident: empty,
@@ -61,7 +61,7 @@ pub(crate) async fn starts(
     server.stop()?;
     let (ready_after, full) = restarts(binary, directory.path(), launch, starts)?;
     let many = Start {
-        binary: name,
+        side,
         keys,
         ready_after,
         resident: full,

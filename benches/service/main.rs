@@ -29,7 +29,6 @@ mod server;
 use std::env;
 use std::error::Error;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -277,13 +276,11 @@ async fn pair(
 /// Fills a store with keys, then times how long a server takes to be ready on it, and how much memory it then has.
 async fn starts(args: &Args, cores: &Cores) -> Outcome<()> {
     let launch = launch(args, cores);
-    let binaries: Vec<&PathBuf> = [&args.baseline, &args.subject]
-        .into_iter()
-        .filter_map(Kind::binary)
-        .collect();
     let mut rows = Vec::new();
-    for binary in binaries {
-        rows.extend(keys::starts(binary, &launch, args.keys, args.starts).await?);
+    for (side, kind) in [("baseline", &args.baseline), ("subject", &args.subject)] {
+        if let Kind::Kmsgate(binary) = kind {
+            rows.extend(keys::starts(side, binary, &launch, args.keys, args.starts).await?);
+        }
     }
     print!("{}", report::starts(&rows));
     Ok(())

@@ -135,7 +135,7 @@ pub(crate) fn starts(starts: &[Start]) -> String {
     }
     let mut text = String::from(
         "\n## Start to ready, and idle memory\n\n\
-         | binary | keys made | start to ready, ms (spread) | resident, MiB (spread) | keys made per second |\n\
+         | | keys made | start to ready, ms (spread) | resident, MiB (spread) | keys made per second |\n\
          |---|--:|--:|--:|--:|\n",
     );
     for start in starts {
@@ -154,7 +154,7 @@ pub(crate) fn starts(starts: &[Start]) -> String {
         });
         text += &format!(
             "| {} | {} | {} | {} | {creation} |\n",
-            start.binary,
+            start.side,
             start.keys,
             spread(&ready),
             spread(&resident),

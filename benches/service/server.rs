@@ -36,16 +36,6 @@ pub(crate) enum Kind {
     Kmsgate(PathBuf),
 }
 
-impl Kind {
-    /// The path of the binary, if there is one.
-    pub(crate) fn binary(&self) -> Option<&PathBuf> {
-        match self {
-            Self::Echo => None,
-            Self::Kmsgate(path) => Some(path),
-        }
-    }
-}
-
 impl FromStr for Kind {
     type Err = Infallible;
 
