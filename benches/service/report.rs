@@ -71,6 +71,12 @@ impl Case {
         format!("**{middle:.2}** ({least:.2}–{most:.2})")
     }
 
+    /// Whether there was processor time that nobody here used, though a closed loop leaves none.
+    fn is_disturbed(&self) -> bool {
+        let busiest = |figures: &Figures| figures.server_busy.max(figures.load_busy);
+        self.baseline(busiest) < 0.8 || self.subject(busiest) < 0.8
+    }
+
     fn name(&self) -> String {
         format!("{} | {} | {}", self.face.name(), self.plaintext, self.load)
     }
@@ -98,6 +104,10 @@ pub(crate) fn closed(cases: &[Case]) -> String {
             case.baseline(load),
             case.subject(load),
         );
+    }
+    if cases.iter().any(Case::is_disturbed) {
+        text += "\n**Something else used the machine**: in some rows neither the server nor the load generator had more \
+                 than 80 % of its core. Rates and latencies are then the neighbours'; of this run, trust the processor time.\n";
     }
     text += "\n## Latency at the peak rate (closed loop), baseline / subject, microseconds\n\n\
          | face | plaintext | in flight | p50 | p99 | p99.9 | ratio of p99 (spread) |\n\
