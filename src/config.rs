@@ -1,6 +1,6 @@
 //! Configuration: one TOML file, read once.
 //!
-//! Every field has a default but the files that hold secrets, so a file of four lines runs a server on loopback that keeps
+//! Every field has a default but the files that hold secrets, so a file of three lines runs a server on loopback that keeps
 //! what it is given. Unknown keys are errors, because a misspelt security setting must not be ignored. Values arrive in
 //! their final types, and nothing downstream checks them again. Secrets are named by path and never stand here.
 

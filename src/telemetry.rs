@@ -15,23 +15,50 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::registry::Registry;
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::FilterFn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{Log, LogFormat};
 
 /// Sends log lines to standard error from now on. Fails if the filter is malformed, or if it was called before.
-pub fn log(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let filter: EnvFilter = log.filter.parse()?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match log.format {
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
-        LogFormat::Text => {
-            let ansi = std::io::stderr().is_terminal();
-            lines.with_ansi(ansi).try_init()
-        }
-    }
+///
+/// Whatever the filter says, other crates are heard from `info` upwards: below it the HTTP libraries quote requests.
+pub fn log(log: &Log) -> Result<(), Failure> {
+    let filter = filter(log)?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match log.format {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+    };
+    let harmless = FilterFn::new(|line| *line.level() <= Level::INFO || is_ours(line.target()));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(harmless.with_max_level_hint(Level::TRACE))
+        .with(lines)
+        .try_init()?;
+    Ok(())
+}
+
+/// Says whether [`log`] would accept the filter.
+pub fn check(log: &Log) -> Result<(), Failure> {
+    filter(log).map(|_| ())
+}
+
+/// Why there is no log.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn filter(log: &Log) -> Result<EnvFilter, Failure> {
+    let filter = log.filter.parse();
+    filter.map_err(|error| format!("log filter: {error}").into())
+}
+
+/// Whether a log line or a span is of this crate.
+fn is_ours(target: &str) -> bool {
+    let rest = target.strip_prefix("kmsgate");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 /// The upper bounds of the histogram's buckets, in microseconds: 50 µs to 10 s.

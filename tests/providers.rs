@@ -37,6 +37,7 @@ macro_rules! battery {
                 opens_no_frame_of_another_key
                 opens_no_frame_with_another_keys_commitment
                 refuses_a_plaintext_over_the_limit
+                encrypts_no_nothing
                 a_damaged_sealed_key_does_not_open
                 a_sealed_key_opens_as_itself_alone
                 seals_only_what_is_a_key_of_the_spec
@@ -224,6 +225,17 @@ fn refuses_a_plaintext_over_the_limit(provider: &dyn Provider) {
             OpenKey::Pair(pair) => pair.encrypt(&long).map(drop),
         };
         assert!(matches!(answer, Err(ProviderError::TooLong)), "{spec:?}");
+    }
+}
+
+/// The formats of AES and SM2 have no place for an empty plaintext, and OAEP has.
+fn encrypts_no_nothing(provider: &dyn Provider) {
+    let nothing = Plaintext::new(Vec::new());
+    let key = symmetric(provider);
+    assert!(key.encrypt(&mut head(), &nothing, b"").is_err());
+    for (spec, pair) in pairs(provider) {
+        let answer = pair.encrypt(&nothing);
+        assert_eq!(answer.is_err(), spec == KeySpec::Sm2, "{spec:?}");
     }
 }
 

@@ -169,23 +169,21 @@ async fn create(
 }
 
 async fn list(client: Client) -> Result<(), Failure> {
-    say(format!(
-        "{:36}  {:8}  {:15}  {:16}  ALIAS",
-        "KEY ID", "SPEC", "USAGE", "STATE"
-    ))?;
+    let mut keys = client.keys.clone();
     let mut marker = 0;
     loop {
         let request = client.ask(pb::ListKeysRequest {
             marker,
             ..pb::ListKeysRequest::default()
         });
-        let page = client
-            .keys
-            .clone()
-            .list_keys(request)
-            .await
-            .map_err(told)?
-            .into_inner();
+        let page = keys.list_keys(request).await.map_err(told)?.into_inner();
+        // After the first answer: a refused command prints no table.
+        if marker == 0 {
+            say(format!(
+                "{:36}  {:8}  {:15}  {:16}  ALIAS",
+                "KEY ID", "SPEC", "USAGE", "STATE"
+            ))?;
+        }
         for key in page.key_details {
             say(format!(
                 "{:36}  {:8}  {:15}  {:16}  {}",

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Endpoint;
 
@@ -39,8 +38,8 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
     let channel = Endpoint::from_shared(asked.upstream.clone())?
         .connect_timeout(timeout)
         .connect_lazy();
-    let rest = TcpListener::bind(asked.rest).await?;
-    let admin = TcpListener::bind(asked.admin).await?;
+    let rest = server::bind(asked.rest).await?;
+    let admin = server::bind(asked.admin).await?;
     server::serve_gateway(rest, admin, channel, timeout, stop).await?;
     Ok(())
 }
@@ -48,6 +47,7 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
 /// Says whether a server would start with the configuration at `path`, without opening its store.
 pub(super) fn check_config(path: &Path) -> Result<(), Failure> {
     let config = read(path)?;
+    telemetry::check(&config.log)?;
     server::check(&config)?;
     say(format!("{} is good", path.display()))
 }

@@ -53,6 +53,17 @@ impl Pool {
     }
 }
 
+/// Does a job of microseconds off the async threads, without waiting behind the long ones: a key
+/// that is opened for a symmetric call must not queue for a private RSA operation.
+pub async fn briefly<T, F>(job: F) -> Result<T, PoolError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    let done = tokio::task::spawn_blocking(job).await;
+    done.map_err(|_| PoolError::Stopped)
+}
+
 /// Why a job was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {

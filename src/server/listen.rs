@@ -22,8 +22,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// How long a client may take to send its first bytes, or the head of an HTTP/1.1 request.
+/// How long a client may take to send its first bytes.
 const FIRST_WORDS: Duration = Duration::from_secs(10);
+
+/// How long an HTTP/1.1 connection may stay idle, and how long the head of its next request may
+/// take: the HTTP library has one limit for both, and clients keep connections in pools.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// The length of the HTTP/2 connection preface (RFC 9113, section 3.4). No HTTP/1.1 request is shorter.
 const PREFACE: usize = 24;
@@ -114,7 +118,7 @@ fn builder() -> Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(FIRST_WORDS)
+        .header_read_timeout(IDLE)
         .max_buf_size(HEADERS as usize);
     builder
         .http2()

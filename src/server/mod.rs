@@ -7,7 +7,7 @@
 //! admin listener ─► /livez /readyz /metrics
 //! ```
 //!
-//! Both faces have the same [front](front): request id, metrics, deadline, limits, credentials. The caller binds the
+//! Both faces have the same front: request id, metrics, deadline, limits, credentials. The caller binds the
 //! listeners and decides when to stop, so a test may use port 0 and a channel where the program uses the configuration
 //! and SIGTERM.
 
@@ -17,6 +17,7 @@ mod listen;
 
 use std::fmt;
 use std::future::IntoFuture;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -56,7 +57,7 @@ use crate::service::{Context, Kms, NewKey, Sweep};
 use crate::store::codec::Codec;
 use crate::store::memory::Memory;
 use crate::store::sqlite::Sqlite;
-use crate::store::{KeyStore, StoreError};
+use crate::store::{Address, KeyStore, StoreError};
 use crate::telemetry::Metrics;
 
 /// The most bytes of a request's message, body, and headers each.
@@ -82,16 +83,18 @@ pub struct Listeners {
 impl Listeners {
     /// Binds the configured addresses.
     pub async fn bind(config: &Config) -> Result<Self, StartError> {
-        let bind = async |address| {
-            let bound = TcpListener::bind(address).await;
-            bound.map_err(|error| StartError::Bind(address, error))
-        };
         Ok(Self {
             grpc: bind(config.grpc).await?,
             rest: bind(config.rest).await?,
             admin: bind(config.admin).await?,
         })
     }
+}
+
+/// Binds one address.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| StartError::Bind(address, error))
 }
 
 /// A server, built and not yet serving.
@@ -202,9 +205,10 @@ impl Server {
         listeners: Listeners,
         stop: impl Future<Output = ()>,
     ) -> Result<(), StartError> {
+        self.check_store().await?;
         let held_back = Arc::new(AtomicBool::new(false));
-        let refresh_failures = Arc::new(AtomicU64::new(0));
-        let metrics = Arc::new(self.metrics(&held_back, &refresh_failures));
+        let stale = Arc::new(AtomicU64::new(0));
+        let metrics = Arc::new(self.metrics(&held_back, &stale));
         let guard = Guard {
             chain: self.chain,
             kms: Arc::clone(&self.kms),
@@ -224,6 +228,11 @@ impl Server {
         }
         let rest = gateway::router(Arc::clone(&service), service);
 
+        let serving_at = ServingAt {
+            grpc: Some(place(&listeners.grpc)),
+            rest: place(&listeners.rest),
+            admin: place(&listeners.admin),
+        };
         let (draining, drain) = watch::channel(false);
         let readiness = Readiness::new(Arc::clone(&self.kms.store));
         let grpc = routes.prepare().into_axum_router();
@@ -237,7 +246,7 @@ impl Server {
         let probes = admin::router(metrics, readiness.clone());
         let admin = tokio::spawn(axum::serve(listeners.admin, probes).into_future());
         let chores = [
-            tokio::spawn(refresh(self.files, refresh_failures)),
+            tokio::spawn(refresh(self.files, stale)),
             tokio::spawn(sweep(Arc::clone(&self.kms), held_back)),
         ];
         for name in SERVICES {
@@ -245,7 +254,7 @@ impl Server {
                 .set_service_status(name, ServingStatus::Serving)
                 .await;
         }
-        tracing::info!("serving");
+        serving_at.log();
 
         stop.await;
         tracing::info!("stopping");
@@ -269,7 +278,16 @@ impl Server {
         Ok(())
     }
 
-    fn metrics(&self, held_back: &Arc<AtomicBool>, refresh_failures: &Arc<AtomicU64>) -> Metrics {
+    /// Refuses to serve a store that was written under another root key: every request would fail.
+    async fn check_store(&self) -> Result<(), StartError> {
+        match self.kms.store.get(&Address::Clock).await {
+            Err(StoreError::Corrupt(_)) => Err(StartError::WrongRootKey),
+            Err(error) => Err(StartError::Store("the key store".to_owned(), error)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn metrics(&self, held_back: &Arc<AtomicBool>, stale: &Arc<AtomicU64>) -> Metrics {
         let mut metrics = Metrics::new(front::names());
         let kms = Arc::clone(&self.kms);
         metrics.gauge(
@@ -289,11 +307,11 @@ impl Server {
             "Events that the audit could not keep.",
             move || audit.lost(),
         );
-        let failures = Arc::clone(refresh_failures);
-        metrics.counter(
-            "kmsgate_credential_file_failures",
-            "Changed credential files that could not be used; the old content stays.",
-            move || failures.load(Ordering::Relaxed),
+        let stale = Arc::clone(stale);
+        metrics.gauge(
+            "kmsgate_stale_credential_files",
+            "Changed credential files that cannot be used; their last good content stays.",
+            move || stale.load(Ordering::Relaxed),
         );
         metrics
     }
@@ -318,12 +336,17 @@ pub async fn serve_gateway(
     let router = gateway::router(Arc::clone(&upstream), upstream);
     let common = Arc::new(Common::new(None, requests, &limits));
     let front = Front::new(Face::Rest, common, router);
+    let serving_at = ServingAt {
+        grpc: None,
+        rest: place(&rest),
+        admin: place(&admin_listener),
+    };
     let (draining, drain) = watch::channel(false);
     let readiness = Readiness::stateless();
     let serving = tokio::spawn(listen::serve(rest, front, drain, drain_time));
     let probes = admin::router(metrics, readiness.clone());
     let admin = tokio::spawn(axum::serve(admin_listener, probes).into_future());
-    tracing::info!("serving");
+    serving_at.log();
     stop.await;
     tracing::info!("stopping");
     readiness.stop();
@@ -331,6 +354,25 @@ pub async fn serve_gateway(
     let _ = serving.await;
     admin.abort();
     Ok(())
+}
+
+/// Where a server can be reached: what was configured may have been port 0, for any free one.
+struct ServingAt {
+    grpc: Option<String>,
+    rest: String,
+    admin: String,
+}
+
+impl ServingAt {
+    fn log(&self) {
+        let Self { grpc, rest, admin } = self;
+        tracing::info!(grpc, rest, admin, "serving");
+    }
+}
+
+fn place(listener: &TcpListener) -> String {
+    let bound = listener.local_addr();
+    bound.map_or_else(|error| error.to_string(), |address| address.to_string())
 }
 
 /// Reads what `config` names, as a start would, and changes nothing: the store is not opened.
@@ -387,24 +429,36 @@ fn reflect(routes: Routes) -> Result<Routes, StartError> {
     Ok(routes.add_service(builder().build_v1alpha()?))
 }
 
-/// Reads changed credential files, for ever.
-async fn refresh(files: Vec<Arc<dyn Refresh>>, failures: Arc<AtomicU64>) {
+/// Reads changed credential files, for ever, and counts in `stale` those that cannot be used.
+async fn refresh(files: Vec<Arc<dyn Refresh>>, stale: Arc<AtomicU64>) {
     let mut ticks = tokio::time::interval(REFRESH);
+    let mut failures = vec![None; files.len()];
     loop {
         ticks.tick().await;
-        for file in &files {
-            let file = Arc::clone(file);
-            let failures = Arc::clone(&failures);
-            let read = tokio::task::spawn_blocking(move || match file.refresh() {
-                Ok(false) => {}
-                Ok(true) => tracing::info!(file = %file.path().display(), "read a credential file"),
-                Err(error) => {
-                    failures.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(file = %file.path().display(), %error, "cannot use a credential file");
+        for (file, failure) in files.iter().zip(&mut failures) {
+            let read = {
+                let file = Arc::clone(file);
+                tokio::task::spawn_blocking(move || file.refresh()).await
+            };
+            let file = file.path().display();
+            let now = match read {
+                Ok(Ok(read)) => {
+                    if read {
+                        tracing::info!(%file, "read a credential file");
+                    }
+                    None
                 }
-            });
-            let _ = read.await;
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(error) => Some(error.to_string()),
+            };
+            // A file that stays bad is told once, not at every look.
+            if let Some(error) = now.as_ref().filter(|_| now != *failure) {
+                tracing::error!(%file, error, "cannot use a credential file: its last good content stays");
+            }
+            *failure = now;
         }
+        let bad = failures.iter().filter(|failure| failure.is_some()).count();
+        stale.store(bad as u64, Ordering::Relaxed);
     }
 }
 
@@ -471,13 +525,18 @@ impl Clock for SystemClock {
 pub enum StartError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
-    Bind(std::net::SocketAddr, #[source] std::io::Error),
+    Bind(SocketAddr, #[source] std::io::Error),
     /// The root key cannot be used.
     #[error("root key {0}: {1}")]
     RootKey(String, #[source] RootKeyError),
     /// A credential file cannot be used.
     #[error("credential file {0}: {1}")]
     File(String, #[source] FileError),
+    /// The store's records do not verify.
+    #[error(
+        "the key store was not written under this root key, or it was changed by something else"
+    )]
+    WrongRootKey,
     /// The store cannot be opened.
     #[error("store {0}: {1}")]
     Store(String, #[source] StoreError),

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
-use crate::crypto::pool::{Pool, PoolError};
+use crate::crypto::pool::{Pool, PoolError, briefly};
 use crate::crypto::{OpenKey, Providers, SealedKey, VersionName};
-use crate::domain::key::{KeyId, KeyVersion, ProjectId};
+use crate::domain::key::{Family, KeyId, KeyVersion, ProjectId};
 use crate::error::{Error, Kind};
 use crate::store::{Address, KeyRecord, KeyStore, Record};
 
@@ -130,9 +130,10 @@ impl Held {
         providers: &Arc<Providers>,
         pool: &Pool,
     ) -> Result<Option<&Arc<OpenKey>>, Error> {
-        let both = self.record.versions.iter().zip(&self.opened);
-        let mut matching = both.filter(|(record, _)| record.version == version);
-        let Some((record, cell)) = matching.next() else {
+        // Versions are counted from 1 without a gap: the store makes sure of it.
+        let place = usize::try_from(version.get() - 1).unwrap_or(usize::MAX);
+        let (Some(record), Some(cell)) = (self.record.versions.get(place), self.opened.get(place))
+        else {
             return Ok(None);
         };
         let open = || async {
@@ -144,9 +145,13 @@ impl Held {
             };
             let sealed = SealedKey(record.sealed.clone());
             let providers = Arc::clone(providers);
-            let opened = pool.run(move || providers.for_spec(name.spec)?.open(&name, &sealed));
-            let opened: Result<_, Error> = opened.await?.map_err(Error::from);
-            opened.map(Arc::new)
+            let spec = name.spec;
+            let open = move || providers.for_spec(name.spec)?.open(&name, &sealed);
+            let opened = match spec.family() {
+                Family::Symmetric => briefly(open).await?,
+                Family::Rsa | Family::Sm2 => pool.run(open).await?,
+            };
+            opened.map(Arc::new).map_err(Error::from)
         };
         Ok(Some(cell.get_or_try_init(open).await?))
     }

@@ -8,12 +8,13 @@
 //! 9+n       32    MAC           HMAC-SHA-256 of all that stands before
 //! ```
 //!
-//! The MAC key id is the first 8 bytes of the HMAC-SHA-256 of a fixed label. No record begins with that label's first byte,
-//! so the id says nothing about any record's MAC.
+//! The MAC key id is the first 8 bytes of the HMAC-SHA-256 of a fixed label. No record begins with
+//! that label's first byte, so the id says nothing about any record's MAC.
 //!
-//! The messages are private to this file and their field numbers are never reused. A payload must be exactly what this
-//! codec would write for what it read: a field of a newer writer makes the record unreadable here rather than being dropped,
-//! because this writer would put the record back without it, and the field may be a restriction on the key.
+//! The messages are private to this file and their field numbers are never reused. A payload must
+//! be exactly what this codec would write for what it read: a field of a newer writer makes the
+//! record unreadable here rather than being dropped, because this writer would put the record back
+//! without it, and the field may be a restriction on the key.
 
 use std::collections::HashSet;
 
@@ -66,8 +67,9 @@ impl Codec {
 
     /// Reads the record that [`encode`](Self::encode) wrote and that belongs at `address`.
     ///
-    /// The bytes come from a file that others may have written: anything may arrive here, and all that is wrong fails with
-    /// [`StoreError::Corrupt`]. Nothing is parsed before the MAC is found right.
+    /// The bytes come from a file that others may have written: anything may arrive here, and all
+    /// that is wrong fails with [`StoreError::Corrupt`]. Nothing is parsed before the MAC is found
+    /// right.
     pub fn decode(&self, address: &Address, bytes: &[u8]) -> Result<Record, StoreError> {
         self.decode_at(&address.to_string(), bytes)
     }
@@ -81,8 +83,9 @@ impl Codec {
 
     /// Readies the changes of one put, in their order.
     ///
-    /// What could not be read back is refused here as corrupt, so it is never stored: a record at another's address, or one
-    /// with impossible values. A second change of one address is refused as a conflict with the first.
+    /// What could not be read back is refused here as corrupt, so it is never stored: a record at
+    /// another's address, or one with impossible values. A second change of one address is refused
+    /// as a conflict with the first.
     pub(super) fn encode_changes<'a>(
         &self,
         changes: &'a [Change],

@@ -38,8 +38,8 @@ impl Memory {
         }
     }
 
-    /// Changes the stored bytes at `address`, as an intruder in a store's files would, so that a test can show that every
-    /// later read fails. Does nothing if there is no record.
+    /// Changes the stored bytes at `address`, as an intruder in a store's files would, so that a
+    /// test can show that every later read fails. Does nothing if there is no record.
     pub fn tamper(&self, address: &Address, change: impl FnOnce(&mut Vec<u8>)) {
         if let Some(stored) = self.table().records.get_mut(&address.to_string()) {
             change(&mut stored.value);
@@ -47,7 +47,8 @@ impl Memory {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // A put changes nothing before it has checked everything, so there is no half-made state for a panic to leave.
+        // A put changes nothing before it has checked everything, so there is no half-made state
+        // for a panic to leave.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -96,8 +96,8 @@ impl fmt::Display for Prefix {
 impl Prefix {
     /// The written addresses that a listing after `after` is between, itself without either.
     ///
-    /// The order that counts is that of the written addresses. An address's own order is another: it puts project `a`
-    /// before `a-b`, and `key/a-b/` comes before `key/a/`.
+    /// The order that counts is that of the written addresses. An address's own order is another:
+    /// it puts project `a` before `a-b`, and `key/a-b/` comes before `key/a/`.
     fn bounds(&self, after: Option<&Address>) -> (String, String) {
         let prefix = self.to_string();
         // Addresses are printable ASCII, so none that begins with the prefix reaches this end.

@@ -1,25 +1,29 @@
 //! A store in one SQLite file, for one server.
 //!
-//! All work is done by one thread, which takes its calls from a bounded queue. Whatever puts wait at that moment share one
-//! transaction and one sync of the disk, and each is answered only after the commit has returned. Reads are answered by the
-//! same thread between transactions, so they see what was acknowledged and nothing else.
+//! All work is done by one thread, which takes its calls from a bounded queue. Whatever puts wait
+//! at that moment share one transaction and one sync of the disk, and each is answered only after
+//! the commit has returned. Reads are answered by the same thread between transactions, so they see
+//! what was acknowledged and nothing else.
 //!
-//! The file is held by a lock for as long as the store is open: `PATH-lock` against a second server, and SQLite's own
-//! exclusive lock against other programs. A new store is made as `PATH-new` and renamed when it is complete, so a file at
-//! `PATH` is either a whole store or not one of ours.
+//! The file is held by a lock for as long as the store is open: `PATH-lock` against a second
+//! server, and SQLite's own exclusive lock against other programs. A new store is made as
+//! `PATH-new` and renamed when it is complete, so a file at `PATH` is either a whole store or not
+//! one of ours.
 //!
 //! # Erasing
 //!
-//! An erased record's bytes are gone from the file and its log before the erasing put is answered. Three things see to it:
+//! An erased record's bytes are gone from the file and its log before the erasing put is answered.
+//! Three things see to it:
 //!
 //! * `secure_delete` overwrites what SQLite frees, and nothing is ever written to a temporary file.
 //! * The log is written back into the file and cut to nothing.
-//! * SQLite leaves stale copies of the rows that it moves from one b-tree page to another. But of a row longer than a page it
-//!   keeps only the beginning there ([file format], section 1.6), and the rest on overflow pages, which never move. So a
-//!   filler as long as a page stands before each value.
+//! * SQLite leaves stale copies of the rows that it moves from one b-tree page to another. But of a
+//!   row longer than a page it keeps only the beginning there ([file format], section 1.6), and the
+//!   rest on overflow pages, which never move. So a filler as long as a page stands before each
+//!   value.
 //!
-//! Addresses are not secret and may linger. What the file system keeps of blocks that the log once had is beyond a store's
-//! reach.
+//! Addresses are not secret and may linger. What the file system keeps of blocks that the log once
+//! had is beyond a store's reach.
 //!
 //! [file format]: https://www.sqlite.org/fileformat2.html
 
@@ -52,8 +56,8 @@ pub struct Sqlite {
 impl Sqlite {
     /// Opens the store at `path`, which is made if there is no file. Its directory must exist.
     ///
-    /// Fails with [`StoreError::Unavailable`], touching nothing, if another process has the store open, if the file is not
-    /// a store, or if it was written by a newer version.
+    /// Fails with [`StoreError::Unavailable`], touching nothing, if another process has the store
+    /// open, if the file is not a store, or if it was written by a newer version.
     pub fn open(path: &Path, codec: Codec) -> Result<Self, StoreError> {
         let refuse = |why| {
             let path = path.to_owned();
@@ -170,12 +174,12 @@ struct Database {
     /// Whether the log may still hold erased bytes.
     residue: bool,
     /// Held until the connection, which stands before it, is closed.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Database {
     fn open(path: &Path, codec: Codec) -> Result<Self, Refusal> {
-        let lock = lock(path)?;
+        let lock = Lock::take(path)?;
         match File::open(path) {
             Ok(file) => check_header(file)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => create(path)?,
@@ -198,7 +202,8 @@ impl Database {
         };
         // A crash may have come between a commit and the end of its erasing.
         database.empty_log()?;
-        // The log now exists. Without this, a crash of the machine could lose its name, and every commit with it.
+        // The log now exists. Without this, a crash of the machine could lose its name, and every
+        // commit with it.
         sync_directory(path)?;
         Ok(database)
     }
@@ -341,7 +346,8 @@ impl Database {
     }
 }
 
-/// Makes one put's changes. Checks all of them before it makes the first, so a conflict leaves nothing to undo.
+/// Makes one put's changes. Checks all of them before it makes the first, so a conflict leaves
+/// nothing to undo.
 fn apply(
     connection: &Connection,
     codec: &Codec,
@@ -381,7 +387,8 @@ fn stored(connection: &Connection, address: &str) -> rusqlite::Result<Option<(u6
         .optional()
 }
 
-/// Whether there were sealed bytes, or anything unreadable, that will not be there after `change`. Erasing loses all.
+/// Whether there were sealed bytes, or anything unreadable, that will not be there after `change`.
+/// Erasing loses all.
 fn loses_sealed_bytes(codec: &Codec, change: &Encoded<'_>, old: &[u8]) -> bool {
     let Some(new) = &change.change.record else {
         return true;
@@ -396,7 +403,8 @@ fn loses_sealed_bytes(codec: &Codec, change: &Encoded<'_>, old: &[u8]) -> bool {
     }
 }
 
-/// A failure of SQLite as the caller sees it: a file that is damaged, at `address` or anywhere, is not a passing trouble.
+/// A failure of SQLite as the caller sees it: a file that is damaged, at `address` or anywhere, is
+/// not a passing trouble.
 fn failure(error: impl Into<Arc<rusqlite::Error>>, address: &str) -> StoreError {
     let error = error.into();
     match &*error {
@@ -491,18 +499,30 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Takes the lock that keeps a second server out.
+/// Keeps a second server out for as long as it exists.
 ///
-/// It is a file of its own, because closing any descriptor of the database would drop the locks that SQLite has on it in
-/// this process (fcntl(2)).
-fn lock(path: &Path) -> Result<File, Refusal> {
-    let mut options = OpenOptions::new();
-    let options = options.write(true).create(true).truncate(false).mode(0o600);
-    let file = options.open(beside(path, "-lock"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Refusal::InUse),
-        Err(TryLockError::Error(error)) => Err(error.into()),
+/// It is a file of its own, because closing any descriptor of the database would drop the locks
+/// that SQLite has on it in this process (fcntl(2)).
+struct Lock(File);
+
+impl Lock {
+    fn take(path: &Path) -> Result<Self, Refusal> {
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(beside(path, "-lock"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(Refusal::InUse),
+            Err(TryLockError::Error(error)) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough while a process that was just forked still has it. If this
+        // fails, it ends with that.
+        let _ = self.0.unlock();
     }
 }
 
@@ -569,8 +589,8 @@ fn configure(connection: &Connection) -> Result<(), Refusal> {
     if mode != "wal" {
         return Err(Refusal::NoLog);
     }
-    // `fullfsync` matters where fsync does not reach the disk (macOS). Temporary storage in memory: SQLite keeps the old
-    // content of pages there.
+    // `fullfsync` matters where fsync does not reach the disk (macOS). Temporary storage is in
+    // memory because SQLite keeps the old content of pages there.
     connection.execute_batch(
         "PRAGMA synchronous = FULL;
          PRAGMA fullfsync = ON;

@@ -78,7 +78,7 @@ def check(file):
             except Refused:
                 continue
             sys.exit(f"{vector['name']}: opens with bit {bit} flipped")
-    print(f"{len(vectors)} frames open, and none with a bit flipped")
+    print(f"ok open_frame: {len(vectors)} frames open, and none with a bit flipped")
 
 
 def main():

@@ -13,11 +13,12 @@
 //! AES-GCM alone does not commit to its key: for two keys of one's choice a ciphertext can be made
 //! that opens under both. The commitment, which only the right key reproduces, rules that out.
 
+use aes_gcm::Tag;
+use aes_gcm::aead::{AeadInOut, KeyInit};
 use hkdf::Hkdf;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
-use xaes_256_gcm::aead::{AeadInOut, KeyInit};
-use xaes_256_gcm::{Key, Nonce, Tag, Xaes256Gcm};
+use xaes_256_gcm::{Key, Nonce, Xaes256Gcm};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::crypto::rustcrypto::no_randomness;
@@ -71,8 +72,9 @@ impl Symmetric for Aes {
         if plaintext.len() > MAX_PLAINTEXT {
             return Err(ProviderError::TooLong);
         }
-        // The join of what is bound has one reading only because the head has one length.
-        if frame.len() != HEAD {
+        // What is bound has one reading only because the head has one length, and no frame is made
+        // that would not open.
+        if plaintext.is_empty() || frame.len() != HEAD {
             return Err(ProviderError::Unsupported);
         }
         let mut nonce = Nonce::default();

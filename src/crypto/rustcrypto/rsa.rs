@@ -26,7 +26,11 @@ pub(super) fn generate(bits: usize) -> Result<Material, ProviderError> {
     Ok(Material::new(material.as_bytes().to_vec()))
 }
 
-/// An RSA key ready for use. The crate wipes it.
+/// An RSA key ready for use.
+///
+/// The crate wipes the private exponent, the primes and the exponents of its Chinese remaindering
+/// when the key is dropped. It does not wipe the coefficient `qInv`, beside which it keeps p, nor
+/// the numbers that it meets on the way to a result.
 pub(super) struct Rsa {
     key: PrivateKey,
     public_key: Vec<u8>,

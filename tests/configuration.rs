@@ -1,0 +1,136 @@
+//! The configuration files that we ship, and those that the documentation shows, are right.
+
+use std::fs;
+use std::path::Path;
+
+use kmsgate::config::{Config, ConfigError};
+
+#[test]
+fn every_configuration_file_that_we_ship_parses() {
+    let mut seen = 0;
+    for entry in fs::read_dir(root().join("deploy")).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
+            let parsed = Config::parse(&fs::read_to_string(&path).unwrap());
+            assert!(parsed.is_ok(), "{}: {parsed:?}", path.display());
+            seen += 1;
+        }
+    }
+    assert_ne!(seen, 0);
+}
+
+#[test]
+fn the_example_names_every_setting() {
+    let example = example();
+    for (section, name) in settings() {
+        let named = example.lines().any(|line| {
+            let line = line.trim_start_matches("# ");
+            line.starts_with(&format!("{name} =")) || line == format!("[{name}]")
+        });
+        assert!(named, "{section} {name}");
+    }
+}
+
+#[test]
+fn the_readme_lists_every_setting() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for (section, name) in settings() {
+        let dot = if section.is_empty() { "" } else { "." };
+        let setting = format!("| `{section}{dot}{name}");
+        // A section is listed by what is in it.
+        let listed = [format!("{setting}` |"), format!("{setting}.")];
+        assert!(listed.iter().any(|row| readme.contains(row)), "{setting}");
+    }
+}
+
+#[test]
+fn the_example_names_every_kind() {
+    let example = example();
+    for section in ["store", "audit"] {
+        let kinds = expected(&format!("{section} = {{ kind = \"no_such_kind\" }}"));
+        assert_eq!(kinds.len(), 2, "{section}: {kinds:?}");
+        for kind in kinds {
+            assert!(example.contains(&format!("\"{kind}\": ")), "{kind}");
+        }
+    }
+}
+
+#[test]
+fn the_example_says_the_defaults() {
+    let example = Config::parse(&example()).unwrap();
+    let least = Config::parse(
+        r#"
+        root_key_file = "/etc/kmsgate/root.key"
+        store = { kind = "sqlite", path = "/var/lib/kmsgate/keys.db" }
+        [auth]
+        token_file = "/etc/kmsgate/tokens.toml"
+        access_key_file = "/etc/kmsgate/access-keys.toml"
+        "#,
+    );
+    assert_eq!(example, least.unwrap());
+}
+
+#[test]
+fn the_configurations_in_the_documentation_parse() {
+    for page in ["README.md", "deploy/README.md"] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        let mut blocks = text.split("> kmsgate.toml <<'EOF'\n").skip(1).peekable();
+        assert!(blocks.peek().is_some(), "{page}");
+        for block in blocks {
+            let (block, _) = block.split_once("\nEOF\n").unwrap();
+            let parsed = Config::parse(block);
+            assert!(parsed.is_ok(), "{page}: {parsed:?}");
+        }
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn example() -> String {
+    fs::read_to_string(root().join("deploy/kmsgate.toml")).unwrap()
+}
+
+/// Every setting: its section, empty at the top, and its name. The parser says itself which names it
+/// would have taken.
+fn settings() -> Vec<(&'static str, String)> {
+    let mut settings = Vec::new();
+    for (section, kind) in [
+        ("", ""),
+        ("store", "kind = \"memory\", "),
+        ("store", "kind = \"sqlite\", "),
+        ("auth", ""),
+        ("audit", "kind = \"stdout\", "),
+        ("audit", "kind = \"file\", "),
+        ("log", ""),
+        ("limits", ""),
+        ("shutdown", ""),
+    ] {
+        let text = if section.is_empty() {
+            "no_such_setting = 1".to_owned()
+        } else {
+            format!("{section} = {{ {kind}no_such_setting = 1 }}")
+        };
+        settings.extend(expected(&text).into_iter().map(|name| (section, name)));
+    }
+    assert!(
+        settings.contains(&("store", "path".to_owned())),
+        "{settings:?}"
+    );
+    settings
+}
+
+/// The names of which one would have been right in `text`, by the error that it gives.
+fn expected(text: &str) -> Vec<String> {
+    let Err(ConfigError::Toml(error)) = Config::parse(text) else {
+        panic!("{text} is not refused")
+    };
+    let message = error.message();
+    let (_, names) = message.split_once("expected").unwrap_or_default();
+    let quoted = names.split('`').skip(1).step_by(2);
+    quoted.map(str::to_owned).collect()
+}

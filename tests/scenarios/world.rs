@@ -1,0 +1,204 @@
+//! A whole server on loopback: its files in a directory of its own, its three sockets, and who may call it.
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use kmsgate::auth::token::Entry;
+use kmsgate::config::Config;
+use kmsgate::crypto::root::RootKey;
+use kmsgate::server::{Listeners, Server};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::face::{Face, Over};
+use crate::seeds;
+
+/// The project whose callers come over REST. Each face has one of its own, so that what a scenario does over one is not
+/// seen over the other.
+pub(crate) const REST_PROJECT: &str = "53d1aefc533f4ce9a59c26b01667cbcf";
+
+/// The project whose callers come over gRPC.
+pub(crate) const GRPC_PROJECT: &str = "7f0c1d6be6f24d3f9a7a8f0e2b1c4d5e";
+
+/// A project without keys.
+pub(crate) const BARE_PROJECT: &str = "bare";
+
+/// An access key of [`REST_PROJECT`], and its secret key.
+pub(crate) const ACCESS_KEY: (&str, &str) = (
+    "AKEXAMPLE0000000000",
+    "SKEXAMPLEsecretsecretsecretsecretsecret",
+);
+
+/// What a token of a project is good for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Right {
+    /// Every action.
+    Everything,
+    /// Listing keys, and nothing else.
+    Listing,
+    /// Nothing any more.
+    Expired,
+}
+
+/// The token of a project with a right.
+pub(crate) fn token(project: &str, right: Right) -> String {
+    format!("{right:?}-of-{project}")
+}
+
+/// A running server.
+pub(crate) struct World {
+    dir: TempDir,
+    grpc: SocketAddr,
+    rest: SocketAddr,
+    seen: Arc<Mutex<HashSet<String>>>,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl World {
+    /// Starts a server with the [seeded](seeds) keys.
+    pub(crate) async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// Starts a server whose configuration has these lines too.
+    pub(crate) async fn with(lines: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        let config = write_files(dir.path()).await + lines;
+        let config = Config::parse(&config).unwrap();
+        let listen = || TcpListener::bind("127.0.0.1:0");
+        let listeners = Listeners {
+            grpc: listen().await.unwrap(),
+            rest: listen().await.unwrap(),
+            admin: listen().await.unwrap(),
+        };
+        let grpc = listeners.grpc.local_addr().unwrap();
+        let rest = listeners.rest.local_addr().unwrap();
+        let server = Server::build(&config).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let serving = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            server.serve(listeners, stopped).await.unwrap();
+        });
+        Self {
+            dir,
+            grpc,
+            rest,
+            seen: Arc::default(),
+            stop,
+            serving,
+        }
+    }
+
+    /// REST, as a caller with every right to its project.
+    pub(crate) fn rest(&self) -> Face {
+        self.face(Over::Rest, REST_PROJECT)
+    }
+
+    /// gRPC, as a caller with every right to its project.
+    pub(crate) fn grpc(&self) -> Face {
+        self.face(Over::Grpc, GRPC_PROJECT)
+    }
+
+    /// A face, as a caller with every right to `project`.
+    pub(crate) fn face(&self, over: Over, project: &str) -> Face {
+        let address = match over {
+            Over::Rest => self.rest,
+            Over::Grpc => self.grpc,
+        };
+        Face::new(over, address, project, Arc::clone(&self.seen))
+    }
+
+    /// Stops the server and returns what its audit has kept.
+    pub(crate) async fn stop(self) -> Vec<Value> {
+        let _ = self.stop.send(());
+        self.serving.await.unwrap();
+        audit(self.dir.path())
+    }
+
+    /// What the audit has kept up to now.
+    pub(crate) fn audit(&self) -> Vec<Value> {
+        audit(self.dir.path())
+    }
+}
+
+/// Runs a story over both faces of one server, each in its own project, and holds them to the same refusals in the same
+/// words.
+pub(crate) async fn on_both_faces(story: impl AsyncFn(&Face)) {
+    let world = World::start().await;
+    let (rest, grpc) = (world.rest(), world.grpc());
+    for face in [&rest, &grpc] {
+        story(face).await;
+    }
+    assert_eq!(rest.refusals(), grpc.refusals(), "REST and gRPC disagree");
+}
+
+/// Writes what the configuration names, and returns the configuration.
+async fn write_files(dir: &Path) -> String {
+    let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let root = RootKey::create(&dir.join("root.key")).unwrap();
+    seeds::sow(&dir.join("keys.db"), root, &[REST_PROJECT, GRPC_PROJECT]).await;
+    write_secret(&dir.join("tokens.toml"), &tokens());
+    let (access_key, secret_key) = ACCESS_KEY;
+    let access_keys = format!(
+        "[[access_key]]\naccess_key = \"{access_key}\"\nsecret_key = \"{secret_key}\"\n\
+         project = \"{REST_PROJECT}\"\nactions = [\"kms:cmk:*\"]\n"
+    );
+    write_secret(&dir.join("access-keys.toml"), &access_keys);
+    format!(
+        "root_key_file = {:?}\nstore = {{ kind = \"sqlite\", path = {:?} }}\n\
+         auth = {{ token_file = {:?}, access_key_file = {:?} }}\n\
+         audit = {{ kind = \"file\", path = {:?} }}\n\
+         shutdown = {{ lag = \"0ms\", drain = \"5s\" }}\nreflection = true\n",
+        at("root.key"),
+        at("keys.db"),
+        at("tokens.toml"),
+        at("access-keys.toml"),
+        at("audit.jsonl"),
+    )
+}
+
+fn tokens() -> String {
+    let mut file = String::new();
+    for project in [REST_PROJECT, GRPC_PROJECT, BARE_PROJECT] {
+        for (right, actions) in [
+            (Right::Everything, &["kms:cmk:*", "kms:system:*"][..]),
+            (Right::Listing, &["kms:cmk:list"]),
+            (Right::Expired, &["kms:cmk:*"]),
+        ] {
+            let token = token(project, right);
+            let entry = Entry {
+                name: &token,
+                project,
+                expires: matches!(right, Right::Expired).then_some("2020-01-01T00:00:00Z"),
+                actions,
+            };
+            file += &entry.render(token.as_bytes()).unwrap();
+        }
+    }
+    file
+}
+
+fn write_secret(path: &PathBuf, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
+}
+
+fn audit(dir: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(dir.join("audit.jsonl")).unwrap();
+    let whole_lines = text
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'));
+    whole_lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
