@@ -7,8 +7,9 @@
 //! generate(name) ──► SealedKey ──► (key store) ──► open ──► OpenKey ──► encrypt, decrypt
 //! ```
 //!
-//! Sealed keys are opaque outside a provider. The software providers seal the material's provider-neutral encoding under
-//! the [root key](root), so a key made by one opens in the other.
+//! Sealed keys are opaque outside a provider. A provider in software seals the material's
+//! provider-neutral encoding under the [root key](root), so that a key which one such provider made
+//! opens in any other.
 //!
 //! # Adding a provider
 //!
