@@ -50,11 +50,15 @@ class Rest:
 
     def post(self, operation, **members):
         """Calls an operation, which must succeed."""
+        status, answer = self.ask(operation, **members)
+        assert status == 200, f"{operation}: {status} {answer}"
+        return answer
+
+    def ask(self, operation, **members):
+        """Calls an operation: its status and its answer."""
         self.connection.request("POST", self.path + operation, json.dumps(members), self.headers)
         answer = self.connection.getresponse()
-        body = answer.read()
-        assert answer.status == 200, f"{operation}: {answer.status} {body!r}"
-        return json.loads(body)
+        return answer.status, json.loads(answer.read())
 
 
 def run(checks, *arguments):
