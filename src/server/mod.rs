@@ -478,7 +478,8 @@ async fn sweep(kms: Arc<Kms>, held_back: Arc<AtomicBool>) {
                 );
             }
             Err(error) => {
-                tracing::error!(error = %Causes(&error), "cannot look for keys to destroy")
+                let cause = error.cause().map(tracing::field::display);
+                tracing::error!(cause, "cannot look for keys to destroy");
             }
         }
     }
