@@ -1,8 +1,9 @@
-//! Secrets do not leak: whatever the program is asked, and however it fails, none of them is in anything it writes.
+//! Secrets do not leak: whatever the program is asked, and however it fails, none of them is in
+//! anything it writes.
 //!
-//! Every operation is driven on every face, well and badly, with secrets that can be recognised and with every log line
-//! turned on. Then all that came out is searched: both output streams, the audit, the metrics, and every answer's headers
-//! and error.
+//! Every operation is driven on every face, well and badly, with secrets that can be recognised and
+//! with every log line turned on. Then all that came out is searched: both output streams, the
+//! audit, the metrics, and every answer's headers and error.
 
 mod program;
 
@@ -93,8 +94,10 @@ async fn a_server_and_a_gateway_write_no_secret() {
     drive_rest(&mut seen, at.rest, TOKEN).await;
     drive_rest(&mut seen, front.rest, TOKEN).await;
     drive_grpc(&mut seen, at.grpc, TOKEN).await;
-    drive_credentials(&mut seen, at.rest).await;
-    drive_credentials(&mut seen, front.rest).await;
+    let signatures = [
+        drive_credentials(&mut seen, at.rest).await,
+        drive_credentials(&mut seen, front.rest).await,
+    ];
     for address in [at.grpc, at.rest, at.admin, front.rest, front.admin] {
         drive_garbage(address).await;
     }
@@ -112,6 +115,10 @@ async fn a_server_and_a_gateway_write_no_secret() {
 
     let mut secrets = secrets();
     secrets.add("token", TOKEN);
+    for signature in signatures {
+        // Whoever has it may send the request again while its date is near.
+        secrets.add("signature", signature);
+    }
     secrets.add_root(&RootKey::load(&site.path("root.key")).unwrap());
     secrets.add_sealed(&site).await;
     seen.holds_none_of(&secrets);
@@ -455,8 +462,8 @@ impl Secrets {
             listed(format!("{part:#?}")).trim().to_owned(),
         ];
         for before in 0..3 {
-            // Inside a longer text the same bytes have one of three spellings in Base64, after as many characters as
-            // the bytes before them reach into.
+            // Inside a longer text the same bytes have one of three spellings in Base64, after as
+            // many characters as the bytes before them reach into.
             let text = [&[0; 2][..before], part].concat();
             let whole = text.len() / 3 * 4;
             let skipped = before * 4_usize.div_ceil(3);
@@ -560,6 +567,7 @@ impl Seen {
         written("error of the server", "refused");
         written("error of the server", "done");
         written("audit", "kms:cmk:create");
+        written("audit", ACCESS_KEY);
         written("metrics of the server", "KMS.2201");
         written("metrics of the gateway", "KMS.2201");
     }
@@ -807,8 +815,8 @@ async fn drive_grpc(seen: &mut Seen, address: SocketAddr, token: &str) {
     }
 }
 
-/// Sends every kind of credential, good and bad.
-async fn drive_credentials(seen: &mut Seen, rest: SocketAddr) {
+/// Sends every kind of credential, good and bad. Gives a good signature.
+async fn drive_credentials(seen: &mut Seen, rest: SocketAddr) -> String {
     let body = json!({ "key_id": NO_KEY, "plain_text": PLAINTEXT }).to_string();
     let path = format!("/v1.0/{PROJECT}/kms/encrypt-data");
     let signed = |secret: &str, date: SystemTime| {
@@ -819,6 +827,8 @@ async fn drive_credentials(seen: &mut Seen, rest: SocketAddr) {
     let now = SystemTime::now();
     let hour = Duration::from_secs(3600);
     let mut both = signed(SECRET_KEY, now);
+    let (_, signature) = both["authorization"].rsplit_once('=').unwrap();
+    let signature = signature.to_owned();
     both.insert("x-auth-token", TOKEN.to_owned());
     let header = |name, value: &str| HashMap::from([(name, value.to_owned())]);
     for headers in [
@@ -849,9 +859,11 @@ async fn drive_credentials(seen: &mut Seen, rest: SocketAddr) {
         let request = request.body(Full::from(body.clone())).unwrap();
         seen.add_answer("encrypt-data", &send(request).await);
     }
+    signature
 }
 
-/// Sends what is no HTTP, HTTP that stops in the middle, and HTTP/2 that is malformed above its frames.
+/// Sends what is no HTTP, HTTP that stops in the middle, and HTTP/2 that is malformed above its
+/// frames.
 async fn drive_garbage(address: SocketAddr) {
     let token = ("x-auth-token", UNKNOWN);
     let mut garbage = vec![
@@ -947,7 +959,8 @@ async fn drive_garbage(address: SocketAddr) {
     }
 }
 
-/// An HTTP/2 connection with one request (RFC 9113; the headers in literal form, RFC 7541, section 6.2.2).
+/// An HTTP/2 connection with one request (RFC 9113; the headers in literal form, RFC 7541, section
+/// 6.2.2).
 fn http2(headers: &[(&str, &str)]) -> Vec<u8> {
     let short = |length: usize| u8::try_from(length).unwrap();
     let mut block = Vec::new();

@@ -251,7 +251,8 @@ impl Front {
         if self.face == Face::Grpc && !is_grpc(&parts.headers) {
             return Err(Error::from(Kind::InvalidFormat).detail("This port speaks gRPC."));
         }
-        let compressed = parts.headers.contains_key("grpc-encoding");
+        let encoding = parts.headers.get("grpc-encoding");
+        let compressed = encoding.is_some_and(|encoding| encoding != "identity");
         let health = self.is_open(parts.uri.path());
         let response = match self
             .inner
@@ -262,12 +263,11 @@ impl Front {
             Ok(response) => response,
             Err(never) => match never {},
         };
-        match response.extensions().get::<Status>() {
-            Some(theirs)
-                if self.face == Face::Grpc && !health && status::kind(theirs).is_none() =>
-            {
-                Err(rewritten(theirs, compressed))
-            }
+        if self.face == Face::Rest || health {
+            return Ok(response);
+        }
+        match failure(&response) {
+            Some(theirs) if status::kind(&theirs).is_none() => Err(rewritten(&theirs, compressed)),
             _ => Ok(response),
         }
     }
@@ -335,6 +335,8 @@ impl Answer for Front {
         let context = OnceLock::new();
 
         let passed = match self.time_limit(request.headers()) {
+            // A timer looks at its work first, and fast work would be done after its deadline.
+            Ok(limit) if begun.elapsed() >= limit => Err(Kind::DeadlineExceeded.into()),
             Ok(limit) => {
                 let work = caught(self.pass(request, id, &context));
                 let in_time = tokio::time::timeout(limit, work).await;
@@ -372,6 +374,14 @@ fn kind(response: &Response<Body>) -> Option<Kind> {
     let extensions = response.extensions();
     let told = extensions.get::<Kind>().copied();
     told.or_else(|| extensions.get::<Status>().and_then(status::kind))
+}
+
+/// The failure that a gRPC answer tells before its body; none if it tells none.
+fn failure(response: &Response<Body>) -> Option<Status> {
+    let told = response.extensions().get::<Status>().cloned();
+    // The generated code tells of an unknown method in the headers alone.
+    told.or_else(|| Status::from_header_map(response.headers()))
+        .filter(|status| status.code() != Code::Ok)
 }
 
 /// What the RPC library refused by itself, as a row of the catalogue.

@@ -46,7 +46,7 @@ use crate::domain::caller::{Action, Actions, Caller};
 use crate::domain::key::{KeyAlias, KeyDescription, KeyId, KeySpec, KeyUsage, ProjectId};
 use crate::domain::request::RequestId;
 use crate::domain::time::{Clock, Timestamp};
-use crate::error::{Error, Kind};
+use crate::error::{Causes, Error, Kind};
 use crate::gateway;
 use crate::grpc;
 use crate::grpc::pb::crypto_service_server::CryptoServiceServer;
@@ -482,7 +482,7 @@ async fn sweep(kms: Arc<Kms>, held_back: Arc<AtomicBool>) {
                 );
             }
             Err(error) => {
-                tracing::error!(error = %crate::error::Causes(&error), "cannot look for keys to destroy")
+                tracing::error!(error = %Causes(&error), "cannot look for keys to destroy")
             }
         }
     }
@@ -524,14 +524,14 @@ impl Clock for SystemClock {
     }
 }
 
-/// Why a server does not start.
+/// Why a server does not start, with all causes: whoever starts it must mend them.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
     Bind(SocketAddr, #[source] std::io::Error),
     /// The root key cannot be used.
-    #[error("root key {0}: {1}")]
+    #[error("root key {0}: {causes}", causes = Causes(.1))]
     RootKey(String, #[source] RootKeyError),
     /// A credential file cannot be used.
     #[error("credential file {0}: {1}")]
@@ -542,10 +542,10 @@ pub enum StartError {
     )]
     WrongRootKey,
     /// The store cannot be opened.
-    #[error("store {0}: {1}")]
+    #[error("store {0}: {causes}", causes = Causes(.1))]
     Store(String, #[source] StoreError),
     /// The first keys of a dev server cannot be made.
-    #[error("cannot make the first keys{}", .0.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
+    #[error("cannot make the first keys{}", .0.as_ref().map(|error| format!(": {}", Causes(error))).unwrap_or_default())]
     FirstKeys(#[source] Option<Error>),
     /// The audit cannot be written.
     #[error("audit: {0}")]

@@ -1,4 +1,5 @@
-//! The program as a process: started, listened to, asked and stopped, as an operator and a caller would.
+//! The program as a process: started, listened to, asked and stopped, as an operator and a caller
+//! would.
 
 #![allow(dead_code, reason = "each test uses its own part of this module")]
 
@@ -63,7 +64,8 @@ impl Program {
         }
     }
 
-    /// Starts a server on a free port of each kind, and waits until its log says that it serves and where.
+    /// Starts a server on a free port of each kind, and waits until its log says that it serves and
+    /// where.
     pub(crate) fn serve<A: AsRef<OsStr>>(
         arguments: impl IntoIterator<Item = A>,
     ) -> (Self, Addresses) {
@@ -72,9 +74,8 @@ impl Program {
         let line = serving(&log).unwrap();
         let address = |name: &str| {
             let address = line[name].as_str();
-            address.map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |address| {
-                address.parse().unwrap()
-            })
+            // A gateway has no gRPC address.
+            address.unwrap_or("0.0.0.0:0").parse().unwrap()
         };
         let addresses = Addresses {
             grpc: address("grpc"),
@@ -100,8 +101,8 @@ impl Program {
         self.child.wait().unwrap();
     }
 
-    /// Stops the program as an operator would, and gives all that it has written: on standard output, and on standard
-    /// error.
+    /// Stops the program as an operator would, and gives all that it has written: on standard
+    /// output, and on standard error.
     pub(crate) fn stop(mut self) -> (String, String) {
         self.signal(Signal::TERM);
         let status = self.ended();
@@ -270,7 +271,8 @@ pub(crate) fn read_env(path: &Path) -> HashMap<String, String> {
     pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
 }
 
-/// A directory with what `kmsgate serve` needs: a root key, a store to be, one token, and a configuration with free ports.
+/// A directory with what `kmsgate serve` needs: a root key, a store to be, one token, and a
+/// configuration with free ports.
 pub(crate) struct Site {
     pub(crate) dir: TempDir,
 }
@@ -406,13 +408,18 @@ pub(crate) struct Grpc {
 impl Grpc {
     /// Connects.
     pub(crate) async fn connect(address: SocketAddr, token: &str) -> Self {
+        Self::try_connect(address, token).await.unwrap()
+    }
+
+    /// Connects, if someone is there.
+    pub(crate) async fn try_connect(address: SocketAddr, token: &str) -> Option<Self> {
         let channel = Channel::from_shared(format!("http://{address}")).unwrap();
-        let channel = channel.connect().await.unwrap();
-        Self {
+        let channel = channel.connect().await.ok()?;
+        Some(Self {
             crypto: CryptoServiceClient::new(channel.clone()),
             keys: KeyServiceClient::new(channel),
             token: token.parse().unwrap(),
-        }
+        })
     }
 
     /// A request with the token.

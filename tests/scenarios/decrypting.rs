@@ -1,4 +1,5 @@
-//! DecryptData: which key, which algorithm, which state, and that every failure of one kind of key is told alike.
+//! DecryptData: which key, which algorithm, which state, and that every failure of one kind of key
+//! is told alike.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,8 +12,8 @@ use crate::encrypting::NO_KEY_IDS;
 use crate::face::{Over, bytes};
 use crate::schema::Call;
 use crate::seeds::{
-    DISABLED_SIGNER, DOCUMENTED, FROZEN, NOBODY, PENDING_ACTIVATION, PENDING_IMPORT, RSA_2048,
-    RSA_3072, RSA_4096, RSA_SIGNER, SM2, SM2_SIGNER,
+    BROKEN, DISABLED_SIGNER, DOCUMENTED, FROZEN, NOBODY, PENDING_ACTIVATION, PENDING_IMPORT,
+    RSA_2048, RSA_3072, RSA_4096, RSA_SIGNER, SM2, SM2_SIGNER,
 };
 use crate::world::{World, on_both_faces};
 use crate::{aes_key, create, decrypt, encrypt, made, on, sealed};
@@ -27,7 +28,8 @@ const HUAWEIS: &str = concat!(
 
 #[tokio::test]
 async fn what_was_encrypted_elsewhere_under_a_public_key_is_decrypted() {
-    // Section 1.3: an officially supported flow. `tests/vectors/openssl.json` says who made the ciphertexts.
+    // Section 1.3: an officially supported flow. `tests/vectors/openssl.json` says who made the
+    // ciphertexts.
     let vectors: Value = serde_json::from_str(include_str!("../vectors/openssl.json")).unwrap();
     on_both_faces(async |face| {
         for vector in vectors["keys"].as_array().unwrap() {
@@ -231,7 +233,8 @@ async fn a_seeded_key_of_the_same_id_in_another_project_is_another_key() {
     let world = World::start().await;
     let (rest, grpc) = (world.rest(), world.grpc());
     let frame = sealed(&rest, DOCUMENTED, "x").await;
-    // Both projects hold the same material under the same id: what tells them apart is not in the frame.
+    // Both projects hold the same material under the same id: what tells them apart is not in the
+    // frame.
     grpc.done(&decrypt(&frame)).await;
     let elsewhere = world.face(Over::Rest, crate::world::BARE_PROJECT);
     let refusal = elsewhere
@@ -280,6 +283,19 @@ async fn a_ciphertext_has_96_to_4236_bytes() {
             let call = under(NOBODY, RSA, &vec![3; length]);
             face.refused(Kind::KeyNotFound, &call).await;
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_damaged_in_the_store_is_our_fault_and_hurts_no_other() {
+    on_both_faces(async |face| {
+        for call in [encrypt(BROKEN, "x"), decrypt(&forged(BROKEN))] {
+            let refusal = face.refused(Kind::Internal, &call).await;
+            assert_eq!(refusal.message, "KMS error.");
+        }
+        face.done(&on("describe-key", BROKEN)).await;
+        sealed(face, DOCUMENTED, "x").await;
     })
     .await;
 }

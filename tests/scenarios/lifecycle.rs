@@ -454,7 +454,7 @@ async fn a_list_of_keys_comes_in_pages() {
         let disabled = face.done(&of_aes().with("key_state", "3")).await;
         assert_eq!(ids(&disabled), [keys[3].clone()]);
         let pairs = Call::new("list-keys").with("key_spec", "SM2");
-        assert_eq!(ids(&face.done(&pairs).await), [pair.clone()]);
+        assert_eq!(ids(&face.done(&pairs).await), [&*pair]);
         let of_rsa = Call::new("list-keys").with("key_spec", "RSA_2048");
         assert!(ids(&face.done(&of_rsa).await).is_empty());
         for state in ["1", "4", "5", "7"] {
@@ -465,7 +465,8 @@ async fn a_list_of_keys_comes_in_pages() {
         let listed = face.done(&of_aes().with("limit", "1000")).await;
         assert!(listed["key_details"].as_array().unwrap().contains(&told));
     }
-    // REST lists AES_256 keys unless it is told otherwise (section 2.2); over gRPC no spec means every spec.
+    // REST lists AES_256 keys unless it is told otherwise (section 2.2); over gRPC no spec means
+    // every spec.
     let default = Call::new("list-keys");
     assert_eq!(faces[0].done(&default).await["total"], 5);
     let all = default.clone().with("key_spec", "ALL");

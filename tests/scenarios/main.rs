@@ -1,17 +1,28 @@
-//! What the service does, as its callers see it: a real server on real sockets, over REST and over gRPC.
+//! What the service does, as its callers see it: a real server on real sockets, over REST and over
+//! gRPC.
 //!
-//! A scenario is a test whose name is a true sentence. What it calls and what it expects are described once, without
-//! naming a face, and [`world::on_both_faces`] runs it over both and holds them to the same refusals in the same words.
-//! What only one face can be told (JSON's syntax, protobuf's) is in the modules named after the faces.
+//! A scenario is a test whose name is a true sentence. What it calls and what it expects are
+//! described once, without naming a face, and [`world::on_both_faces`] runs it over both and holds
+//! them to the same refusals in the same words. What only one face can be told (JSON's syntax,
+//! protobuf's) is in the modules named after the faces.
 //!
 //! "Decision" and "section" in a comment name the rows of the contract that a scenario is for.
 
+mod audit;
+mod ciphertexts;
+mod concurrency;
+mod credentials;
 mod decrypting;
 mod encrypting;
 mod face;
+mod grpc;
 mod lifecycle;
+mod limits;
+mod order;
+mod rest;
 mod schema;
 mod seeds;
+mod signature;
 mod world;
 
 use serde_json::Value;

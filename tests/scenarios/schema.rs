@@ -1,7 +1,7 @@
 //! Operations in face-neutral form, and their protobuf form, found by name in the compiled schema.
 //!
-//! A field is text or bytes under its REST name. Numbers and enumerations are text, as REST has them, so one description
-//! of a call and one expectation of its answer serve both faces.
+//! A field is text or bytes under its REST name. Numbers and enumerations are text, as REST has
+//! them, so one description of a call and one expectation of its answer serve both faces.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -118,7 +118,8 @@ pub(crate) fn method(operation: &str) -> (&'static str, &'static str) {
     (service, method)
 }
 
-/// An operation's answer in the form in which REST tells it: every field, all of them text save `total`.
+/// An operation's answer in the form in which REST tells it: every field, all of them text save
+/// `total`.
 pub(crate) fn read_answer(operation: &str, message: &[u8]) -> Value {
     read(SCHEMA.message(method(operation).1, "Response"), message)
 }
@@ -256,7 +257,8 @@ fn read(message: &DescriptorProto, mut bytes: &[u8]) -> Value {
     Value::Object(object)
 }
 
-/// What stands for a field that is not in the message; none for a message, which then is not there either.
+/// What stands for a field that is not in the message; none for a message, which then is not there
+/// either.
 fn absent(field: &FieldDescriptorProto) -> Option<Value> {
     Some(match field.r#type() {
         _ if field.label() == Label::Repeated => json!([]),

@@ -1,5 +1,5 @@
-//! Keys that are in the store before the server starts: those that no call can make (states that the service never enters
-//! by itself, ids that a document prints) or that would take long to make.
+//! Keys that are in the store before the server starts: those that no call can make (states that
+//! the service never enters by itself, ids that a document prints) or that would take long to make.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -38,10 +38,12 @@ pub(crate) const PENDING_ACTIVATION: &str = "00000000-0000-4000-8000-00000000000
 pub(crate) const PENDING_IMPORT: &str = "00000000-0000-4000-8000-000000000005";
 /// A symmetric key that the operator suspended.
 pub(crate) const FROZEN: &str = "00000000-0000-4000-8000-000000000007";
+/// A symmetric key whose stored material is not what was stored.
+pub(crate) const BROKEN: &str = "00000000-0000-4000-8000-0000000000ff";
 /// An id that no key has.
 pub(crate) const NOBODY: &str = "00000000-0000-4000-8000-00000000dead";
 
-const SEEDS: [(&str, KeySpec, KeyUsage, KeyState); 11] = {
+const SEEDS: [(&str, KeySpec, KeyUsage, KeyState); 12] = {
     use KeySpec::{Aes256, Rsa2048, Rsa3072, Rsa4096, Sm2 as Sm2Curve};
     use KeyState::{Disabled, Enabled, Frozen, PendingActivation, PendingImport};
     use KeyUsage::{EncryptDecrypt, SignVerify};
@@ -62,6 +64,7 @@ const SEEDS: [(&str, KeySpec, KeyUsage, KeyState); 11] = {
         ),
         (PENDING_IMPORT, Aes256, EncryptDecrypt, PendingImport),
         (FROZEN, Aes256, EncryptDecrypt, Frozen),
+        (BROKEN, Aes256, EncryptDecrypt, Enabled),
     ]
 };
 
@@ -79,7 +82,10 @@ pub(crate) async fn sow(path: &Path, root: RootKey, projects: &[&str]) {
                 version: KeyVersion::FIRST,
                 spec,
             };
-            let sealed = provider.seal(&name, &material(spec)).unwrap().0;
+            let mut sealed = provider.seal(&name, &material(spec)).unwrap().0;
+            if key_id == BROKEN {
+                sealed.reverse();
+            }
             let created = Timestamp(number);
             let key = KeyRecord {
                 project: project.clone(),

@@ -1,4 +1,5 @@
-//! A whole server on loopback: its files in a directory of its own, its three sockets, and who may call it.
+//! A whole server on loopback: its files in a directory of its own, its three sockets, and who may
+//! call it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -6,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kmsgate::auth::token::Entry;
 use kmsgate::config::Config;
@@ -15,13 +17,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 use crate::face::{Face, Over};
+use crate::schema::Call;
 use crate::seeds;
+use crate::seeds::NOBODY;
 
-/// The project whose callers come over REST. Each face has one of its own, so that what a scenario does over one is not
-/// seen over the other.
+/// The project whose callers come over REST. Each face has one of its own, so that what a scenario
+/// does over one is not seen over the other.
 pub(crate) const REST_PROJECT: &str = "53d1aefc533f4ce9a59c26b01667cbcf";
 
 /// The project whose callers come over gRPC.
@@ -58,8 +61,8 @@ pub(crate) struct World {
     grpc: SocketAddr,
     rest: SocketAddr,
     seen: Arc<Mutex<HashSet<String>>>,
-    stop: oneshot::Sender<()>,
-    serving: JoinHandle<()>,
+    /// The server stops when this is dropped.
+    _stop: oneshot::Sender<()>,
 }
 
 impl World {
@@ -83,7 +86,7 @@ impl World {
         let rest = listeners.rest.local_addr().unwrap();
         let server = Server::build(&config).unwrap();
         let (stop, stopped) = oneshot::channel();
-        let serving = tokio::spawn(async move {
+        tokio::spawn(async move {
             let stopped = async {
                 let _ = stopped.await;
             };
@@ -94,8 +97,7 @@ impl World {
             grpc,
             rest,
             seen: Arc::default(),
-            stop,
-            serving,
+            _stop: stop,
         }
     }
 
@@ -118,28 +120,53 @@ impl World {
         Face::new(over, address, project, Arc::clone(&self.seen))
     }
 
-    /// Stops the server and returns what its audit has kept.
-    pub(crate) async fn stop(self) -> Vec<Value> {
-        let _ = self.stop.send(());
-        self.serving.await.unwrap();
-        audit(self.dir.path())
+    /// What the audit has kept up to now, and last a refusal that is made for this: lines are
+    /// written in order and not at once.
+    pub(crate) async fn audited(&self, face: &Face) -> Vec<Value> {
+        let call = Call::new("describe-key").with("key_id", NOBODY);
+        let answer = face.call(&call).await;
+        let last = |lines: &[Value]| {
+            let last = lines.last();
+            last.is_some_and(|line| line["request_id"] == *answer.request_id)
+        };
+        self.audited_until(last).await
     }
 
-    /// What the audit has kept up to now.
-    pub(crate) fn audit(&self) -> Vec<Value> {
-        audit(self.dir.path())
+    /// What the audit has kept, once that is enough.
+    pub(crate) async fn audited_until(&self, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let waited = async {
+            loop {
+                let text = fs::read_to_string(self.dir.path().join("audit.jsonl")).unwrap();
+                let lines = text
+                    .split_inclusive('\n')
+                    .filter(|line| line.ends_with('\n'));
+                let lines: Vec<_> = lines
+                    .map(|line| serde_json::from_str(line).unwrap())
+                    .collect();
+                if enough(&lines) {
+                    return lines;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(30), waited).await;
+        waited.expect("the audit keeps what happened")
     }
 }
 
-/// Runs a story over both faces of one server, each in its own project, and holds them to the same refusals in the same
-/// words.
+/// Runs a story over both faces of one server, each in its own project, and holds them to the same
+/// refusals in the same words.
 pub(crate) async fn on_both_faces(story: impl AsyncFn(&Face)) {
     let world = World::start().await;
     let (rest, grpc) = (world.rest(), world.grpc());
     for face in [&rest, &grpc] {
         story(face).await;
     }
-    assert_eq!(rest.refusals(), grpc.refusals(), "REST and gRPC disagree");
+    let (rest, grpc) = (rest.refusals(), grpc.refusals());
+    for (rest, grpc) in rest.iter().zip(&grpc) {
+        assert_eq!(rest, grpc, "REST and gRPC disagree");
+    }
+    assert_eq!(rest.len(), grpc.len(), "REST and gRPC disagree");
 }
 
 /// Writes what the configuration names, and returns the configuration.
@@ -158,7 +185,7 @@ async fn write_files(dir: &Path) -> String {
         "root_key_file = {:?}\nstore = {{ kind = \"sqlite\", path = {:?} }}\n\
          auth = {{ token_file = {:?}, access_key_file = {:?} }}\n\
          audit = {{ kind = \"file\", path = {:?} }}\n\
-         shutdown = {{ lag = \"0ms\", drain = \"5s\" }}\nreflection = true\n",
+         shutdown = {{ lag = \"0ms\", drain = \"5s\" }}\n",
         at("root.key"),
         at("keys.db"),
         at("tokens.toml"),
@@ -191,14 +218,4 @@ fn tokens() -> String {
 fn write_secret(path: &PathBuf, text: &str) {
     fs::write(path, text).unwrap();
     fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
-}
-
-fn audit(dir: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(dir.join("audit.jsonl")).unwrap();
-    let whole_lines = text
-        .split_inclusive('\n')
-        .filter(|line| line.ends_with('\n'));
-    whole_lines
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
 }

@@ -1,0 +1,170 @@
+//! EncryptData over gRPC: `h2`, one framed message made beforehand.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE};
+use axum::http::{Method, Request, StatusCode, Uri, Version};
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::client::SendRequest;
+use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
+use kmsgate::grpc::pb::{EncryptDataRequest, EncryptDataResponse};
+use prost::Message;
+use tokio::net::TcpStream;
+
+use crate::Outcome;
+use crate::load::{Lane, ciphertext_length};
+use crate::server::Server;
+
+/// How many requests share a connection: 16 in flight use one, 128 use four.
+const STREAMS: usize = 32;
+
+/// Wide enough that a window never closes: it is the server's speed that is asked for.
+const WINDOW: u32 = 1 << 24;
+
+/// The length of what precedes a message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+/// A request and what its answer must look like.
+pub(crate) struct Call {
+    address: SocketAddr,
+    template: Arc<Template>,
+}
+
+struct Template {
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+    /// How the answer begins: everything up to the ciphertext.
+    opening: Bytes,
+    /// How long it is.
+    length: usize,
+}
+
+impl Call {
+    /// Makes the request, and tries it.
+    pub(crate) async fn prepare(server: &Server, plaintext: usize) -> Outcome<Self> {
+        let request = EncryptDataRequest {
+            project_id: server.project.clone(),
+            key_id: server.key_id.clone(),
+            plaintext: Some(Plaintext::PlainBytes(vec![b'a'; plaintext])),
+            ..EncryptDataRequest::default()
+        };
+        let cipher_text = vec![0; ciphertext_length(plaintext)];
+        let answer = framed(&EncryptDataResponse {
+            key_id: server.key_id.clone(),
+            cipher_text: cipher_text.clone(),
+        })?;
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(
+            HeaderName::from_static("x-auth-token"),
+            HeaderValue::from_str(&server.token)?,
+        );
+        let call = Self {
+            address: server.grpc,
+            template: Arc::new(Template {
+                uri: format!(
+                    "http://{}/kmsgate.v1.CryptoService/EncryptData",
+                    server.grpc
+                )
+                .parse()?,
+                headers,
+                body: framed(&request)?,
+                opening: answer.slice(..answer.len() - cipher_text.len()),
+                length: answer.len(),
+            }),
+        };
+        for mut lane in call.connect(1).await? {
+            lane.call().await?;
+        }
+        Ok(call)
+    }
+
+    /// Opens as many connections as `lanes` need.
+    pub(crate) async fn connect(&self, lanes: usize) -> Outcome<Vec<Exchange>> {
+        let connections = lanes.div_ceil(STREAMS);
+        let mut senders = Vec::with_capacity(connections);
+        for _ in 0..connections {
+            let stream = TcpStream::connect(self.address).await?;
+            stream.set_nodelay(true)?;
+            let (sender, connection) = h2::client::Builder::new()
+                .initial_window_size(WINDOW)
+                .initial_connection_window_size(WINDOW)
+                .handshake(stream)
+                .await?;
+            // It ends when the last lane drops its sender; if it fails, so do the lanes.
+            tokio::spawn(connection);
+            senders.push(sender);
+        }
+        Ok(senders
+            .into_iter()
+            .cycle()
+            .take(lanes)
+            .map(|sender| Exchange {
+                sender,
+                template: Arc::clone(&self.template),
+            })
+            .collect())
+    }
+}
+
+/// A share of a connection.
+pub(crate) struct Exchange {
+    sender: SendRequest<Bytes>,
+    template: Arc<Template>,
+}
+
+impl Lane for Exchange {
+    async fn call(&mut self) -> Outcome<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        request.uri_mut().clone_from(&self.template.uri);
+        request.headers_mut().clone_from(&self.template.headers);
+
+        poll_fn(|context| self.sender.poll_ready(context)).await?;
+        let (response, mut stream) = self.sender.send_request(request, false)?;
+        stream.send_data(self.template.body.clone(), true)?;
+
+        let (head, mut body) = response.await?.into_parts();
+        let mut length = 0;
+        let mut opening = self.template.opening.as_ref();
+        while let Some(chunk) = body.data().await {
+            let chunk = chunk?;
+            let compared = opening.len().min(chunk.len());
+            let (expected, rest) = opening.split_at(compared);
+            if expected != &chunk[..compared] {
+                return Err("gRPC: an answer other than expected".into());
+            }
+            opening = rest;
+            length += chunk.len();
+            body.flow_control().release_capacity(chunk.len())?;
+        }
+        let trailers = body.trailers().await?;
+        let status = trailers.as_ref().and_then(|map| map.get("grpc-status"));
+        if head.status != StatusCode::OK || status.is_none_or(|status| status != "0") {
+            return Err(format!("gRPC: {head:?}, trailers {trailers:?}").into());
+        }
+        if length != self.template.length {
+            return Err(format!(
+                "gRPC: {length} bytes of answer, not {}",
+                self.template.length
+            )
+            .into());
+        }
+        Ok(())
+    }
+}
+
+/// A message as it stands in the body of a request or an answer.
+fn framed(message: &impl Message) -> Outcome<Bytes> {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(PREFIX + length);
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(length)?);
+    message.encode(&mut frame)?;
+    Ok(frame.freeze())
+}

@@ -1,0 +1,223 @@
+//! The tables: medians of the pairs, and of each pair's ratio, with the smallest and the largest ratio as the spread.
+
+use std::time::Duration;
+
+use crate::keys::Start;
+use crate::load::{Face, Figures};
+
+/// Two measurements, one right after the other.
+pub(crate) struct Pair {
+    pub(crate) baseline: Figures,
+    pub(crate) subject: Figures,
+}
+
+/// What one row is about, and its pairs.
+pub(crate) struct Case {
+    face: Face,
+    plaintext: u16,
+    /// How it was loaded.
+    load: String,
+    pairs: Vec<Pair>,
+}
+
+impl Case {
+    pub(crate) const fn new(face: Face, plaintext: u16, load: String) -> Self {
+        Self {
+            face,
+            plaintext,
+            load,
+            pairs: Vec::new(),
+        }
+    }
+
+    /// Adds a pair, and tells whoever waits at the terminal.
+    pub(crate) fn add(&mut self, pair: Pair) {
+        eprintln!(
+            "{} {} B, {}: {:.0}/s p99 {} beside {:.0}/s p99 {}",
+            self.face.name(),
+            self.plaintext,
+            self.load,
+            pair.subject.rate,
+            short(pair.subject.p99),
+            pair.baseline.rate,
+            short(pair.baseline.p99),
+        );
+        self.pairs.push(pair);
+    }
+
+    /// The median rate of the subject.
+    pub(crate) fn subject_rate(&self) -> f64 {
+        self.subject(|figures| figures.rate)
+    }
+
+    fn baseline(&self, of: impl Fn(&Figures) -> f64) -> f64 {
+        median(self.pairs.iter().map(|pair| of(&pair.baseline)))
+    }
+
+    fn subject(&self, of: impl Fn(&Figures) -> f64) -> f64 {
+        median(self.pairs.iter().map(|pair| of(&pair.subject)))
+    }
+
+    /// Subject by baseline, pair by pair: the median, and the extremes.
+    fn ratio(&self, of: impl Fn(&Figures) -> f64) -> String {
+        let ratios: Vec<f64> = self
+            .pairs
+            .iter()
+            .map(|pair| of(&pair.subject) / of(&pair.baseline))
+            .collect();
+        let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = ratios.iter().copied().fold(0.0, f64::max);
+        let middle = median(ratios.into_iter());
+        format!("**{middle:.2}** ({least:.2}–{most:.2})")
+    }
+
+    /// Whether there was processor time that nobody here used, though a closed loop leaves none.
+    fn is_disturbed(&self) -> bool {
+        let busiest = |figures: &Figures| figures.server_busy.max(figures.load_busy);
+        self.baseline(busiest) < 0.8 || self.subject(busiest) < 0.8
+    }
+
+    fn name(&self) -> String {
+        format!("{} | {} | {}", self.face.name(), self.plaintext, self.load)
+    }
+}
+
+/// The closed loop: rates, latencies, and what a request costs.
+pub(crate) fn closed(cases: &[Case]) -> String {
+    let mut text = String::from(
+        "\n## Peak rate (closed loop), requests per second\n\n\
+         | face | plaintext | in flight | baseline | subject | ratio (spread) | server busy | load busy |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|\n",
+    );
+    for case in cases {
+        let rate = |figures: &Figures| figures.rate;
+        let server = |figures: &Figures| figures.server_busy * 100.0;
+        let load = |figures: &Figures| figures.load_busy * 100.0;
+        text += &format!(
+            "| {} | {:.0} | {:.0} | {} | {:.0} / {:.0} % | {:.0} / {:.0} % |\n",
+            case.name(),
+            case.baseline(rate),
+            case.subject(rate),
+            case.ratio(rate),
+            case.baseline(server),
+            case.subject(server),
+            case.baseline(load),
+            case.subject(load),
+        );
+    }
+    if cases.iter().any(Case::is_disturbed) {
+        text += "\n**Something else used the machine**: in some rows neither the server nor the load generator had more \
+                 than 80 % of its core. Rates and latencies are then the neighbours'; of this run, trust the processor time.\n";
+    }
+    text += "\n## Latency at the peak rate (closed loop), baseline / subject, microseconds\n\n\
+         | face | plaintext | in flight | p50 | p99 | p99.9 | ratio of p99 (spread) |\n\
+         |---|--:|--:|--:|--:|--:|--:|\n";
+    text += &latencies(cases);
+    text += "\n## Processor time of the server for a request, microseconds\n\n\
+         | face | plaintext | in flight | baseline | subject | ratio (spread) |\n\
+         |---|--:|--:|--:|--:|--:|\n";
+    for case in cases {
+        let cpu = |figures: &Figures| micros(figures.server_cpu);
+        text += &format!(
+            "| {} | {:.1} | {:.1} | {} |\n",
+            case.name(),
+            case.baseline(cpu),
+            case.subject(cpu),
+            case.ratio(cpu),
+        );
+    }
+    text
+}
+
+/// The open loop: latencies at a rate that both were offered.
+pub(crate) fn open(cases: &[Case]) -> String {
+    String::from(
+        "\n## Latency at half the subject's peak rate (open loop), baseline / subject, microseconds\n\n\
+         | face | plaintext | offered | p50 | p99 | p99.9 | ratio of p99 (spread) |\n\
+         |---|--:|--:|--:|--:|--:|--:|\n",
+    ) + &latencies(cases)
+}
+
+/// Start to ready, and idle memory.
+pub(crate) fn starts(starts: &[Start]) -> String {
+    if starts.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from(
+        "\n## Start to ready, and idle memory\n\n\
+         | | keys made | start to ready, ms (spread) | resident, MiB (spread) | keys made per second |\n\
+         |---|--:|--:|--:|--:|\n",
+    );
+    for start in starts {
+        let ready: Vec<f64> = start
+            .ready_after
+            .iter()
+            .map(|&after| micros(after) / 1000.0)
+            .collect();
+        let resident: Vec<f64> = start
+            .resident
+            .iter()
+            .map(|&kib| kib as f64 / 1024.0)
+            .collect();
+        let creation = start.creation.map_or_else(String::new, |took| {
+            format!("{:.0}", f64::from(start.keys) / took.as_secs_f64())
+        });
+        text += &format!(
+            "| {} | {} | {} | {} | {creation} |\n",
+            start.side,
+            start.keys,
+            spread(&ready),
+            spread(&resident),
+        );
+    }
+    text
+}
+
+fn latencies(cases: &[Case]) -> String {
+    let mut text = String::new();
+    for case in cases {
+        let p50 = |figures: &Figures| micros(figures.p50);
+        let p99 = |figures: &Figures| micros(figures.p99);
+        let p999 = |figures: &Figures| micros(figures.p999);
+        text += &format!(
+            "| {} | {:.0} / {:.0} | {:.0} / {:.0} | {:.0} / {:.0} | {} |\n",
+            case.name(),
+            case.baseline(p50),
+            case.subject(p50),
+            case.baseline(p99),
+            case.subject(p99),
+            case.baseline(p999),
+            case.subject(p999),
+            case.ratio(p99),
+        );
+    }
+    text
+}
+
+/// The median and the extremes.
+fn spread(values: &[f64]) -> String {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(0.0, f64::max);
+    let middle = median(values.iter().copied());
+    format!("**{middle:.1}** ({least:.1}–{most:.1})")
+}
+
+/// The middle value, the mean of the two middle ones if their number is even; not a number if there is none.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let upper = values.len() / 2;
+    let lower = values.len().saturating_sub(1) / 2;
+    match (values.get(lower), values.get(upper)) {
+        (Some(lower), Some(upper)) => (lower + upper) / 2.0,
+        _ => f64::NAN,
+    }
+}
+
+fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+fn short(duration: Duration) -> String {
+    format!("{:.0} µs", micros(duration))
+}
