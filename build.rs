@@ -4,7 +4,8 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::{env, fs};
 
-/// Messages that carry plaintext or additional authenticated data: they get no `Debug`, so that none can be printed.
+/// Messages that carry plaintext or additional authenticated data: they get no `Debug`, so that
+/// none can be printed.
 const UNPRINTABLE: &[&str] = &[
     ".kmsgate.v1.EncryptDataRequest",
     ".kmsgate.v1.DecryptDataRequest",

@@ -1,8 +1,9 @@
 //! Configuration: one TOML file, read once.
 //!
-//! Every field has a default but the files that hold secrets, so a file of three lines runs a server on loopback that keeps
-//! what it is given. Unknown keys are errors, because a misspelt security setting must not be ignored. Values arrive in
-//! their final types, and nothing downstream checks them again. Secrets are named by path and never stand here.
+//! Every field has a default but the files that hold secrets, so a file of three lines runs a
+//! server on loopback that keeps what it is given. Unknown keys are errors, because a misspelt
+//! security setting must not be ignored. Values arrive in their final types, and nothing downstream
+//! checks them again. Secrets are named by path and never stand here.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -133,7 +134,8 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shutdown {
-    /// How long the server goes on after it has said that it is not ready, so that load balancers hear of it.
+    /// How long the server goes on after it has said that it is not ready, so that load balancers
+    /// hear of it.
     #[serde(deserialize_with = "duration")]
     pub lag: Duration,
     /// How long requests may then take to end before they are cut off.

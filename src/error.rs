@@ -1,7 +1,8 @@
 //! How requests fail: one error type, one table.
 //!
-//! The table is the public contract. Both faces read it and decide nothing: the KMS code and HTTP status are Huawei's
-//! (contract, sections 2.5, 4.3 and 4.4), the gRPC status and the name are ours. A new way to fail is a new row.
+//! The table is the public contract. Both faces read it and decide nothing: the KMS code and HTTP
+//! status are Huawei's (contract, sections 2.5, 4.3 and 4.4), the gRPC status and the name are
+//! ours. A new way to fail is a new row.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -175,8 +176,8 @@ impl Kind {
 
 /// A failed request: a row of the catalogue, and what we know beyond it.
 ///
-/// `Display` is what the caller reads: the row's text, then the detail. The cause is for our logs only; it is reachable
-/// through [`source`](StdError::source) and never shown to a caller.
+/// `Display` is what the caller reads: the row's text, then the detail. The cause is for our logs
+/// only; it is reachable through [`source`](StdError::source) and never shown to a caller.
 #[derive(Debug)]
 pub struct Error {
     kind: Kind,
@@ -254,7 +255,8 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.kind.row().text;
         match &self.detail {
-            // Huawei's gateway joins its details to its one text with a colon (contract, section 4.4).
+            // Huawei's gateway joins its details to its one text with a colon (contract, section
+            // 4.4).
             Some(detail) if self.kind == Kind::Unauthenticated => write!(f, "{text}: {detail}"),
             Some(detail) => write!(f, "{text} {detail}"),
             None => f.write_str(text),

@@ -18,8 +18,8 @@
 //!
 //! `ARCHITECTURE.md` draws the arrows between them.
 
-// A request must never be able to stop the process. These five are here and not in Cargo.toml so that `tests/` may still
-// unwrap.
+// A request must never be able to stop the process. These five are here and not in Cargo.toml so
+// that `tests/` may still unwrap.
 #![warn(
     clippy::cast_possible_truncation,
     clippy::expect_used,

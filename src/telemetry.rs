@@ -1,7 +1,8 @@
 //! Logs and metrics, set up once.
 //!
-//! A request costs two atomic additions and looks up no label: counts and durations stand in arrays, by numbers that are
-//! fixed when the server starts, and get their names when they are scraped.
+//! A request costs two atomic additions and looks up no label: counts and durations stand in
+//! arrays, by numbers that are fixed when the server starts, and get their names when they are
+//! scraped.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -23,9 +24,11 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{Log, LogFormat};
 
-/// Sends log lines to standard error from now on. Fails if the filter is malformed, or if it was called before.
+/// Sends log lines to standard error from now on. Fails if the filter is malformed, or if it was
+/// called before.
 ///
-/// Whatever the filter says, other crates are heard from `info` upwards: below it the HTTP libraries quote requests.
+/// Whatever the filter says, other crates are heard from `info` upwards: below it the HTTP
+/// libraries quote requests.
 pub fn log(log: &Log) -> Result<(), Failure> {
     let filter = filter(log)?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -71,7 +74,8 @@ const BOUNDS: [u64; 16] = [
 #[derive(Debug)]
 pub struct Requests {
     names: Names,
-    /// One count for each code, method and face, in this order of significance from the last to the first.
+    /// One count for each code, method and face, in this order of significance from the last to the
+    /// first.
     counts: Vec<AtomicU64>,
     /// One histogram for each method and face.
     durations: Vec<Histogram>,

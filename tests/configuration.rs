@@ -95,8 +95,8 @@ fn example() -> String {
     fs::read_to_string(root().join("deploy/kmsgate.toml")).unwrap()
 }
 
-/// Every setting: its section, empty at the top, and its name. The parser says itself which names it
-/// would have taken.
+/// Every setting: its section, empty at the top, and its name. The parser says itself which names
+/// it would have taken.
 fn settings() -> Vec<(&'static str, String)> {
     let mut settings = Vec::new();
     for (section, kind) in [

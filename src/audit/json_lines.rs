@@ -1,7 +1,8 @@
-//! Events as JSON, one a line, written by a thread of their own so that no request waits for a disk.
+//! Events as JSON, one a line, written by a thread of their own so that no request waits for a
+//! disk.
 //!
-//! The queue is bounded. If the sink stands still and the queue is full, an event is counted as lost and a log line says
-//! so, because a lost event must not go unnoticed.
+//! The queue is bounded. If the sink stands still and the queue is full, an event is counted as
+//! lost and a log line says so, because a lost event must not go unnoticed.
 
 use std::fmt;
 use std::io::Write;

@@ -1,7 +1,8 @@
 //! What happened, for someone else to keep.
 //!
-//! Every change of a key and every refusal becomes an [`Event`], given to a [`Sink`]. Data calls that succeed are counted
-//! by metrics and are not events. An event holds no request byte but the checked `sequence` and key id.
+//! Every change of a key and every refusal becomes an [`Event`], given to a [`Sink`]. Data calls
+//! that succeed are counted by metrics and are not events. An event holds no request byte but the
+//! checked `sequence` and key id.
 
 use std::fmt;
 

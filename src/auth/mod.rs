@@ -1,8 +1,8 @@
 //! Who is asking, and may they.
 //!
-//! An [`Authenticator`] knows one kind of credential and turns it into a [`Caller`]. They are asked in the order of a
-//! [`Chain`]; the first that finds its kind decides, and a bad credential never falls through to the next.
-//! [`policy`] then says what a caller may do.
+//! An [`Authenticator`] knows one kind of credential and turns it into a [`Caller`]. They are asked
+//! in the order of a [`Chain`]; the first that finds its kind decides, and a bad credential never
+//! falls through to the next. [`policy`] then says what a caller may do.
 //!
 //! # Adding a kind of credential
 //!
@@ -78,7 +78,8 @@ pub enum AuthError {
     /// It carries a token that was valid once.
     #[error("the token has expired")]
     ExpiredToken,
-    /// It carries a signature that does not hold. The text says which part failed, and nothing of what was sent.
+    /// It carries a signature that does not hold. The text says which part failed, and nothing of
+    /// what was sent.
     #[error("{0}")]
     BadSignature(&'static str),
 }

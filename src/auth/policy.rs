@@ -7,8 +7,8 @@ use crate::domain::caller::{Action, Caller};
 pub struct Policy;
 
 impl Policy {
-    /// Whether `caller` may do `action`. Asked before any key is looked up, so that a denied caller learns nothing of which
-    /// keys exist.
+    /// Whether `caller` may do `action`. Asked before any key is looked up, so that a denied caller
+    /// learns nothing of which keys exist.
     pub fn may(&self, caller: &Caller, action: Action) -> Result<(), Denied> {
         if caller.actions.contains(action) {
             Ok(())

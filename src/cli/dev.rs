@@ -1,7 +1,8 @@
 //! `kmsgate dev`: a server to try things out with.
 //!
-//! Everything is in one directory: the root key, the store, the credentials, the configuration (which `kmsgate serve`
-//! reads as well), and `dev.env` with what a client needs. A second start finds it all again.
+//! Everything is in one directory: the root key, the store, the credentials, the configuration
+//! (which `kmsgate serve` reads as well), and `dev.env` with what a client needs. A second start
+//! finds it all again.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

@@ -63,7 +63,8 @@ pub(super) enum KeyCommand {
         /// The key
         key_id: String,
     },
-    /// Confirms that the server's clock is right after it jumped forward, so that keys that are due are destroyed
+    /// Confirms that the server's clock is right after it jumped forward, so that keys that are due
+    /// are destroyed
     ConfirmClock,
 }
 

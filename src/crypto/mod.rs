@@ -1,7 +1,7 @@
 //! Cryptography, behind one seam.
 //!
-//! A [`Provider`] makes keys and opens them; an opened key does the work. The rest of the service never sees key material,
-//! a nonce, or a library's name:
+//! A [`Provider`] makes keys and opens them; an opened key does the work. The rest of the service
+//! never sees key material, a nonce, or a library's name:
 //!
 //! ```text
 //! generate(name) ──► SealedKey ──► (key store) ──► open ──► OpenKey ──► encrypt, decrypt
@@ -13,8 +13,8 @@
 //!
 //! # Adding a provider
 //!
-//! Implement [`Provider`] in one file, then add one line to `tests/providers.rs`. The battery there decides whether it is
-//! correct.
+//! Implement [`Provider`] in one file, then add one line to `tests/providers.rs`. The battery there
+//! decides whether it is correct.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -33,10 +33,12 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// The name used in configuration, logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Whether [`generate`](Self::generate), [`seal`](Self::seal) and [`open`](Self::open) work for `spec`.
+    /// Whether [`generate`](Self::generate), [`seal`](Self::seal) and [`open`](Self::open) work for
+    /// `spec`.
     fn supports(&self, spec: KeySpec) -> bool;
 
-    /// Makes a fresh key version. It leaves the provider only in sealed form. May compute for seconds.
+    /// Makes a fresh key version. It leaves the provider only in sealed form. May compute for
+    /// seconds.
     fn generate(&self, name: &VersionName) -> Result<SealedKey, ProviderError>;
 
     /// Seals material that was made elsewhere, so that it opens as `name`.
@@ -46,11 +48,13 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// Readies a sealed key for use. May compute for milliseconds.
     ///
-    /// Fails with [`ProviderError::BadSeal`] if the key was altered, or was sealed under another name or root key.
+    /// Fails with [`ProviderError::BadSeal`] if the key was altered, or was sealed under another
+    /// name or root key.
     fn open(&self, name: &VersionName, key: &SealedKey) -> Result<OpenKey, ProviderError>;
 }
 
-/// Names one version of one key. A seal is bound to it, so a sealed key does not open in another's place.
+/// Names one version of one key. A seal is bound to it, so a sealed key does not open in another's
+/// place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionName {
     /// The project that owns the key.
@@ -75,7 +79,8 @@ impl fmt::Debug for SealedKey {
 
 /// A key version ready for use. What it can do is which variant it is.
 pub enum OpenKey {
-    /// One secret, which fills [frames](crate::domain::frame). Its work is short and done where it is called.
+    /// One secret, which fills [frames](crate::domain::frame). Its work is short and done where it
+    /// is called.
     Symmetric(Box<dyn Symmetric>),
     /// A public and a private half.
     Pair(Box<dyn KeyPair>),
@@ -92,7 +97,8 @@ impl fmt::Debug for OpenKey {
 
 /// Authenticated encryption under one key version, committing to it.
 pub trait Symmetric: Send + Sync {
-    /// Completes a frame: `frame` holds its head, and commitment, nonce, ciphertext and tag are put behind it.
+    /// Completes a frame: `frame` holds its head, and commitment, nonce, ciphertext and tag are put
+    /// behind it.
     ///
     /// `plaintext` has 1 to 4096 bytes. The head and `aad` are bound to the ciphertext.
     fn encrypt(
@@ -104,8 +110,8 @@ pub trait Symmetric: Send + Sync {
 
     /// Decrypts the `body` that [`encrypt`](Self::encrypt) put behind `head` for the same `aad`.
     ///
-    /// All three come from the network: anything may arrive here, and all that is wrong fails alike with
-    /// [`ProviderError::Rejected`].
+    /// All three come from the network: anything may arrive here, and all that is wrong fails alike
+    /// with [`ProviderError::Rejected`].
     fn decrypt(
         &self,
         head: &[u8; HEAD],
@@ -121,8 +127,8 @@ pub trait KeyPair: Send + Sync {
 
     /// Decrypts with the private half.
     ///
-    /// `ciphertext` comes from the network: anything may arrive here, and all that is wrong fails alike with
-    /// [`ProviderError::Rejected`].
+    /// `ciphertext` comes from the network: anything may arrive here, and all that is wrong fails
+    /// alike with [`ProviderError::Rejected`].
     fn decrypt(&self, ciphertext: &[u8]) -> Result<Plaintext, ProviderError>;
 
     /// The public half as SubjectPublicKeyInfo in DER (RFC 5280, section 4.1.2.7).
@@ -147,8 +153,8 @@ pub enum Place {
 /// Why a provider refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderError {
-    /// Wrong key, wrong associated data, or altered bytes. Says no more than that, so that the answer is no oracle. The
-    /// caller's fault.
+    /// Wrong key, wrong associated data, or altered bytes. Says no more than that, so that the
+    /// answer is no oracle. The caller's fault.
     #[error("the ciphertext does not open")]
     Rejected,
     /// The plaintext is over the key's limit. The caller's fault.
@@ -157,7 +163,8 @@ pub enum ProviderError {
     /// A sealed key does not open. Our fault: the store holds bad data, or the root key is another.
     #[error("the sealed key does not open")]
     BadSeal,
-    /// Asked for a spec that it does not [support](Provider::supports), or to seal material that is no such key.
+    /// Asked for a spec that it does not [support](Provider::supports), or to seal material that is
+    /// no such key.
     #[error("the key spec or material is not supported")]
     Unsupported,
     /// The hardware, the library or the system's random source cannot serve now; a retry may work.
@@ -165,7 +172,8 @@ pub enum ProviderError {
     Unavailable(#[source] Box<dyn StdError + Send + Sync>),
 }
 
-/// The providers in the order in which they are preferred: the first that supports a spec makes and opens its keys.
+/// The providers in the order in which they are preferred: the first that supports a spec makes and
+/// opens its keys.
 #[derive(Debug)]
 pub struct Providers(Vec<Arc<dyn Provider>>);
 

@@ -1,7 +1,8 @@
 //! The CPU pool: where work that takes long is done, off the async threads and bounded.
 //!
-//! A private RSA operation takes milliseconds and making an RSA key takes seconds. On an async thread either would hold up
-//! every request behind it, so they queue here, and a symmetric call never waits for them.
+//! A private RSA operation takes milliseconds and making an RSA key takes seconds. On an async
+//! thread either would hold up every request behind it, so they queue here, and a symmetric call
+//! never waits for them.
 
 use std::sync::Arc;
 
@@ -44,7 +45,8 @@ impl Pool {
         let (answer, answered) = oneshot::channel();
         self.threads.spawn(move || {
             if !answer.is_closed() {
-                // The caller may have gone meanwhile; then the answer is dropped, and wiped where it is secret.
+                // The caller may have gone meanwhile; then the answer is dropped, and wiped where
+                // it is secret.
                 let _ = answer.send(job());
             }
             drop(place);

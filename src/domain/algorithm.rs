@@ -30,7 +30,8 @@ impl EncryptionAlgorithm {
         }
     }
 
-    /// Whether one secret serves both directions, so that the ciphertext can name its key and bind the caller's data.
+    /// Whether one secret serves both directions, so that the ciphertext can name its key and bind
+    /// the caller's data.
     pub const fn is_symmetric(self) -> bool {
         matches!(self, Self::SymmetricDefault)
     }
@@ -51,7 +52,8 @@ impl KeySpec {
 
     /// The most plaintext that a key of this spec takes, in bytes.
     ///
-    /// For OAEP with a k-byte modulus and a 32-byte hash that is k - 2 * 32 - 2 (RFC 8017, section 7.1.1).
+    /// For OAEP with a k-byte modulus and a 32-byte hash that is k - 2 * 32 - 2 (RFC 8017, section
+    /// 7.1.1).
     pub const fn max_plaintext(self) -> usize {
         match self.rsa_bits() {
             Some(bits) => bits / 8 - 2 * 32 - 2,

@@ -19,7 +19,8 @@ pub struct Caller {
 /// Generates [`Action`] from its table.
 macro_rules! actions {
     ($( $(#[doc = $doc:literal])+ $action:ident = $name:literal; )+) => {
-        /// Something that a caller may be allowed to do, by Huawei's name for it (contract, section 1.5).
+        /// Something that a caller may be allowed to do, by Huawei's name for it (contract, section
+        /// 1.5).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Action { $( $(#[doc = $doc])+ $action, )+ }
 
@@ -88,8 +89,9 @@ impl Actions {
         self.0 & 1 << action as u32 != 0
     }
 
-    /// The actions that `pattern` names: one action, or all whose names begin with what stands before a final `*`. A
-    /// pattern that names none is an error, because a misspelt right must not be ignored.
+    /// The actions that `pattern` names: one action, or all whose names begin with what stands
+    /// before a final `*`. A pattern that names none is an error, because a misspelt right must not
+    /// be ignored.
     pub fn matching(pattern: &str) -> Result<Self, UnknownName> {
         let named = Action::ALL.iter().copied().filter(|action| {
             pattern.strip_suffix('*').map_or_else(

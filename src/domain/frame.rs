@@ -4,20 +4,21 @@
 //! offset  size  field
 //! 0       2     03 00          format
 //! 2       1     suite          1 = XAES-256-GCM
-//! 3       1     flags          bit 0: the caller gave additional authenticated data; other bits zero
+//! 3       1     flags          bit 0: there is additional authenticated data; others zero
 //! 4       4     key version    big-endian, from 1
 //! 8       36    key id         ASCII
 //! 44      8     reserved       zero
-//! ------------------------------------------------- the head ends; the provider writes what follows
+//! ------------------------------------------------ the head ends; the provider writes what follows
 //! 52      32    commitment     to the key
 //! 84      24    nonce
 //! 108     m     ciphertext     of the plaintext padded PKCS#7-style to a multiple of 16
 //! 108+m   16    tag
 //! ```
 //!
-//! Everything before the ciphertext, then the caller's additional authenticated data, is the associated data of the AEAD;
-//! the part before has a fixed length, so the join is unambiguous. The whole is 124 + (⌊n/16⌋ + 1)·16 bytes long, the
-//! length that Huawei documents for its own ciphertexts, so columns sized for those fit.
+//! Everything before the ciphertext, then the caller's additional authenticated data, is the
+//! associated data of the AEAD; the part before has a fixed length, so the join is unambiguous. The
+//! whole is 124 + (⌊n/16⌋ + 1)·16 bytes long, the length that Huawei documents for its own
+//! ciphertexts, so columns sized for those fit.
 //!
 //! Heads are read from the network: any bytes may arrive here.
 

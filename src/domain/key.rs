@@ -1,4 +1,5 @@
-//! Keys: their names, what they are made of, what they are for, and how they move through their life.
+//! Keys: their names, what they are made of, what they are for, and how they move through their
+//! life.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -6,7 +7,8 @@ use std::str::FromStr;
 
 /// Names one key, for example `0d0466b0-e727-4d9c-b35d-f84bb474a37f`.
 ///
-/// 36 characters: lowercase letters and digits in groups of 8, 4, 4, 4 and 12, joined by hyphens (EncryptData page, table 3).
+/// 36 characters: lowercase letters and digits in groups of 8, 4, 4, 4 and 12, joined by hyphens
+/// (EncryptData page, table 3).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId([u8; Self::LEN]);
 
@@ -357,8 +359,8 @@ pub enum StateError {
     NotPendingDeletion,
 }
 
-/// A key's name, unique in its project: `^[a-zA-Z0-9:/_-]{1,255}$`, not ending in `/default`, which the contract keeps for
-/// service keys (section 5.1).
+/// A key's name, unique in its project: `^[a-zA-Z0-9:/_-]{1,255}$`, not ending in `/default`, which
+/// the contract keeps for service keys (section 5.1).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyAlias(Box<str>);
 
@@ -402,7 +404,8 @@ impl FromStr for KeyDescription {
     type Err = InvalidDescription;
 
     fn from_str(text: &str) -> Result<Self, InvalidDescription> {
-        // A character is at most four bytes, so the byte count spares counting the characters of a huge text.
+        // A character is at most four bytes, so the byte count spares counting the characters of a
+        // huge text.
         if text.len() > 4 * 255 || text.chars().count() > 255 {
             return Err(InvalidDescription);
         }

@@ -1,7 +1,7 @@
 //! Plain values: what a key is, what an algorithm takes, who is asking.
 //!
-//! Nothing here reads, writes or waits, and nothing here knows a transport. A value that exists is valid, so code that
-//! holds one never checks it again.
+//! Nothing here reads, writes or waits, and nothing here knows a transport. A value that exists is
+//! valid, so code that holds one never checks it again.
 
 pub mod algorithm;
 pub mod caller;

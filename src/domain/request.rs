@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The caller's own name for a request: `^[0-9A-Za-z-]{36}$`. The only request text that is ever logged.
+/// The caller's own name for a request: `^[0-9A-Za-z-]{36}$`. The only request text that is ever
+/// logged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Sequence([u8; 36]);
 
@@ -40,7 +41,8 @@ impl fmt::Debug for Sequence {
 #[error("not a sequence")]
 pub struct InvalidSequence;
 
-/// The server's name for a request, unique: 32 hexadecimal digits. Sent as `X-Request-Id` with every answer.
+/// The server's name for a request, unique: 32 hexadecimal digits. Sent as `X-Request-Id` with
+/// every answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RequestId(u128);
 
@@ -63,8 +65,8 @@ impl fmt::Debug for RequestId {
     }
 }
 
-/// Additional authenticated data: at most 128 bytes of text, bound to a ciphertext and not stored in it. Empty is the same
-/// as absent.
+/// Additional authenticated data: at most 128 bytes of text, bound to a ciphertext and not stored
+/// in it. Empty is the same as absent.
 #[derive(Default)]
 pub struct Aad(Box<str>);
 

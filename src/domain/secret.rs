@@ -1,6 +1,7 @@
 //! Secrets: wiped when dropped, never printed, never copied by accident.
 //!
-//! The only way to a secret's bytes is `expose`, so a search for `.expose()` finds every place that touches one.
+//! The only way to a secret's bytes is `expose`, so a search for `.expose()` finds every place that
+//! touches one.
 
 use std::fmt;
 
@@ -53,8 +54,8 @@ impl Plaintext {
 }
 
 secret! {
-    /// The material of one key version in its provider-neutral encoding: 32 raw bytes for AES_256, PKCS#8 DER (RFC 5208)
-    /// for RSA and SM2.
+    /// The material of one key version in its provider-neutral encoding: 32 raw bytes for AES_256,
+    /// PKCS#8 DER (RFC 5208) for RSA and SM2.
     Material
 }
 

@@ -107,7 +107,8 @@ impl CryptoService for Server {
                     },
                 )
                 .await?;
-            // The contract leaves the text of other bytes open; it says that the Base64 form then counts.
+            // The contract leaves the text of other bytes open; it says that the Base64 form then
+            // counts.
             let text = str::from_utf8(decrypted.plaintext.expose()).unwrap_or_default();
             Ok(pb::DecryptDataResponse {
                 key_id: decrypted.key_id.to_string(),

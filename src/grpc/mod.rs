@@ -1,8 +1,9 @@
 //! The gRPC face: messages in, use case, messages out.
 //!
-//! Every method reads the same way: begin a call, take the message apart, call one use case, put the answer together, end
-//! the call. A message is taken apart field by field, so that a new field cannot be forgotten. The project is checked
-//! first, then the fields in the order in which they stand in the schema.
+//! Every method reads the same way: begin a call, take the message apart, call one use case, put
+//! the answer together, end the call. A message is taken apart field by field, so that a new field
+//! cannot be forgotten. The project is checked first, then the fields in the order in which they
+//! stand in the schema.
 
 mod crypto;
 mod keys;

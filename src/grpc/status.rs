@@ -78,7 +78,8 @@ fn any(name: &str, message: &impl Message) -> prost_types::Any {
     }
 }
 
-/// The row that a status of ours names; none if the status was made by the RPC library or by somebody else.
+/// The row that a status of ours names; none if the status was made by the RPC library or by
+/// somebody else.
 pub fn kind(status: &Status) -> Option<Kind> {
     let status = pb::Status::decode(status.details()).ok()?;
     let mut infos = status

@@ -1,4 +1,5 @@
-//! The admin listener: liveness, readiness and metrics, for probes and scrapers. No credential, no secret, no key.
+//! The admin listener: liveness, readiness and metrics, for probes and scrapers. No credential, no
+//! secret, no key.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,9 +1,10 @@
 //! What happens to every request before and after a face sees it, the same for both faces.
 //!
-//! In this order: a request id, the count of requests in work, the deadline, the limit on requests in work, the size of
-//! the headers, of the body, and the caller. What is refused here is told through the face's own
-//! [`refuse`](crate::error::Face::refuse), to the metrics and to the audit. What the RPC library refuses by itself (an
-//! unknown method, a message that is too long, bytes that are no message) is rewritten to rows of the catalogue.
+//! In this order: a request id, the count of requests in work, the deadline, the limit on requests
+//! in work, the size of the headers, of the body, and the caller. What is refused here is told
+//! through the face's own [`refuse`](crate::error::Face::refuse), to the metrics and to the audit.
+//! What the RPC library refuses by itself (an unknown method, a message that is too long, bytes
+//! that are no message) is rewritten to rows of the catalogue.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -58,7 +59,8 @@ impl Face {
     }
 }
 
-/// The methods by which requests are counted, by their names in the schema. What is none of them counts as `other`.
+/// The methods by which requests are counted, by their names in the schema. What is none of them
+/// counts as `other`.
 const METHODS: [&str; 15] = [
     "EncryptData",
     "DecryptData",
@@ -276,7 +278,8 @@ impl Front {
             && (path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection."))
     }
 
-    /// Refuses a REST path of another project, before its body is read as JSON. Over gRPC the project is in the message.
+    /// Refuses a REST path of another project, before its body is read as JSON. Over gRPC the
+    /// project is in the message.
     fn check_project(&self, path: &str, caller: &Caller) -> Result<(), Error> {
         if self.face != Face::Rest || self.method(path) == OTHER {
             return Ok(());
@@ -285,7 +288,8 @@ impl Front {
             .strip_prefix("/v1.0/")
             .and_then(|path| path.split_once("/kms/"));
         match rest {
-            // A written-out project is compared here, and a percent-encoded one by the use case, which sees it decoded.
+            // A written-out project is compared here, and a percent-encoded one by the use case,
+            // which sees it decoded.
             Some((project, _)) if !project.contains(['%', '/']) && !project.is_empty() => {
                 if project == caller.project.as_str() {
                     Ok(())
@@ -448,7 +452,8 @@ fn header(id: RequestId) -> HeaderValue {
     HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// Does `work`, and makes a failure of the one request out of a panic, so that the others on its connection go on.
+/// Does `work`, and makes a failure of the one request out of a panic, so that the others on its
+/// connection go on.
 async fn caught(
     work: impl Future<Output = Result<Response<Body>, Error>>,
 ) -> Result<Response<Body>, Error> {

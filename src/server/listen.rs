@@ -1,7 +1,8 @@
 //! Accepting connections, and letting them end.
 //!
-//! One loop serves every listener: HTTP/1.1 and HTTP/2 in plain text, each connection in a task of its own. A connection
-//! that never speaks, speaks too slowly, or has silently gone is closed; none holds up another.
+//! One loop serves every listener: HTTP/1.1 and HTTP/2 in plain text, each connection in a task of
+//! its own. A connection that never speaks, speaks too slowly, or has silently gone is closed; none
+//! holds up another.
 
 use std::convert::Infallible;
 use std::io;
@@ -29,10 +30,12 @@ const FIRST_WORDS: Duration = Duration::from_secs(10);
 /// take: the HTTP library has one limit for both, and clients keep connections in pools.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// The length of the HTTP/2 connection preface (RFC 9113, section 3.4). No HTTP/1.1 request is shorter.
+/// The length of the HTTP/2 connection preface (RFC 9113, section 3.4). No HTTP/1.1 request is
+/// shorter.
 const PREFACE: usize = 24;
 
-/// How often a silent HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
+/// How often a silent HTTP/2 connection is asked whether it is still there, and how long it may
+/// take to say so.
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(10);
 

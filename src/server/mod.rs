@@ -1,4 +1,5 @@
-//! The one place that builds things: it turns a configuration into a running server, and stops it well.
+//! The one place that builds things: it turns a configuration into a running server, and stops it
+//! well.
 //!
 //! ```text
 //! gRPC listener ─► Front(gRPC) ─► Routes ─┐
@@ -7,9 +8,9 @@
 //! admin listener ─► /livez /readyz /metrics
 //! ```
 //!
-//! Both faces have the same front: request id, metrics, deadline, limits, credentials. The caller binds the
-//! listeners and decides when to stop, so a test may use port 0 and a channel where the program uses the configuration
-//! and SIGTERM.
+//! Both faces have the same front: request id, metrics, deadline, limits, credentials. The caller
+//! binds the listeners and decides when to stop, so a test may use port 0 and a channel where the
+//! program uses the configuration and SIGTERM.
 
 mod admin;
 mod front;
@@ -116,7 +117,8 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// Builds everything that `config` names: opens the store, reads the credentials and starts the threads.
+    /// Builds everything that `config` names: opens the store, reads the credentials and starts the
+    /// threads.
     pub fn build(config: &Config) -> Result<Self, StartError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let root = Arc::new(load_root_key(config)?);
@@ -160,7 +162,8 @@ impl Server {
         })
     }
 
-    /// The key that `project` names by `alias`, made if there is none. For `kmsgate dev`, which needs first keys.
+    /// The key that `project` names by `alias`, made if there is none. For `kmsgate dev`, which
+    /// needs first keys.
     pub async fn ensure_key(
         &self,
         project: &ProjectId,
@@ -198,8 +201,9 @@ impl Server {
 
     /// Serves until `stop` completes, then drains.
     ///
-    /// The server first says that it is not ready and goes on for the configured lag; then it accepts no more
-    /// connections, lets the requests in work end for at most the configured time, and returns.
+    /// The server first says that it is not ready and goes on for the configured lag; then it
+    /// accepts no more connections, lets the requests in work end for at most the configured time,
+    /// and returns.
     pub async fn serve(
         self,
         listeners: Listeners,
@@ -478,7 +482,8 @@ async fn sweep(kms: Arc<Kms>, held_back: Arc<AtomicBool>) {
                 );
             }
             Err(error) => {
-                tracing::error!(error = %Causes(&error), "cannot look for keys to destroy")
+                let cause = error.cause().map(tracing::field::display);
+                tracing::error!(cause, "cannot look for keys to destroy");
             }
         }
     }

@@ -63,7 +63,8 @@ impl Kms {
     async fn decrypt_frame(&self, call: &mut Call<'_>, ask: Decrypt) -> Result<Decrypted, Error> {
         let project = call.caller_project().clone();
         if let Some(named) = ask.key_id {
-            // An asymmetric key is told as the wrong one for the algorithm before its ciphertext fails to be a frame.
+            // An asymmetric key is told as the wrong one for the algorithm before its ciphertext
+            // fails to be a frame.
             let held = self.keyring.find(&*self.store, &project, named).await?;
             if let Some(held) = held.filter(|held| held.record().spec.family() != Family::Symmetric)
             {
@@ -110,7 +111,8 @@ impl Kms {
         };
         let bytes: [u8; HEAD] = head.to_bytes();
         let plaintext = key.decrypt(&bytes, body, aad.as_bytes())?;
-        // The flag is authenticated, so a frame that opens and disagrees with the request was never written by us.
+        // The flag is authenticated, so a frame that opens and disagrees with the request was never
+        // written by us.
         if head.has_aad == aad.is_empty() {
             return Err(Kind::InvalidCiphertext.into());
         }

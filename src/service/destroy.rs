@@ -1,8 +1,9 @@
 //! Destroying keys that are past their deletion date, unless the clock cannot be believed.
 //!
-//! A clock that jumps forward would make every scheduled deletion due at once. So the latest time that was trusted is a
-//! record of the store, and a time more than a day after it destroys nothing until an operator has
-//! [confirmed](Kms::confirm_clock) it. A server that was off for more than a day is in the same position, and asks too.
+//! A clock that jumps forward would make every scheduled deletion due at once. So the latest time
+//! that was trusted is a record of the store, and a time more than a day after it destroys nothing
+//! until an operator has [confirmed](Kms::confirm_clock) it. A server that was off for more than a
+//! day is in the same position, and asks too.
 
 use crate::audit::{Event, Outcome};
 use crate::domain::caller::Action;
@@ -16,7 +17,8 @@ use crate::store::{
 /// How far the clock may move between two sweeps without being doubted: a day.
 const TRUSTED_STEP: i64 = 86_400_000;
 
-/// How far the clock moves before the trusted time is written anew: ten minutes, so that sweeps write seldom.
+/// How far the clock moves before the trusted time is written anew: ten minutes, so that sweeps
+/// write seldom.
 const NOTED_STEP: i64 = 600_000;
 
 /// How many deletions are read from the store at a time.
@@ -27,7 +29,8 @@ const CHUNK: usize = 500;
 pub enum Sweep {
     /// It destroyed this many keys.
     Destroyed(usize),
-    /// It destroyed nothing, because the clock jumped forward by this many milliseconds and keys wait for deletion.
+    /// It destroyed nothing, because the clock jumped forward by this many milliseconds and keys
+    /// wait for deletion.
     Held(i64),
 }
 
@@ -95,8 +98,8 @@ impl Kms {
         }
     }
 
-    /// Destroys one key: its record, its alias and its place in the queue go together. Says whether it did; a key whose
-    /// deletion was cancelled meanwhile stays.
+    /// Destroys one key: its record, its alias and its place in the queue go together. Says whether
+    /// it did; a key whose deletion was cancelled meanwhile stays.
     async fn destroy(
         &self,
         deletion: &DeletionRecord,

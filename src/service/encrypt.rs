@@ -58,7 +58,8 @@ impl Kms {
             usable(held.record(), algorithm)?;
             fits(held.record(), &plaintext)?;
             let ciphertext = self.encrypt_under(&held, &plaintext, &aad).await?;
-            // A change that was acknowledged during the work (an RSA key may have queued) decides the answer.
+            // A change that was acknowledged during the work (an RSA key may have queued) decides
+            // the answer.
             if !held.has_changed() {
                 return Ok(Encrypted { key_id, ciphertext });
             }
@@ -110,7 +111,8 @@ pub(super) fn pair(key: &OpenKey) -> Result<&dyn KeyPair, Error> {
     }
 }
 
-/// Refuses a key that may not encrypt or decrypt now, or not by `algorithm`: state, then usage, then algorithm.
+/// Refuses a key that may not encrypt or decrypt now, or not by `algorithm`: state, then usage,
+/// then algorithm.
 pub(super) fn usable(key: &KeyRecord, algorithm: EncryptionAlgorithm) -> Result<(), Error> {
     key.state.usable()?;
     if key.usage != KeyUsage::EncryptDecrypt {

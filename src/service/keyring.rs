@@ -1,8 +1,9 @@
 //! Opened keys in memory, bounded, so that a data call touches neither the store nor a seal.
 //!
-//! A key is read once however many calls ask for it at the same time. A writer [forgets](Keyring::forget) the key after
-//! its write is durable and before it is acknowledged; a read that began earlier is then not kept. So a call that begins
-//! after a change was acknowledged sees the change.
+//! A key is read once however many calls ask for it at the same time. A writer
+//! [forgets](Keyring::forget) the key after its write is durable and before it is acknowledged; a
+//! read that began earlier is then not kept. So a call that begins after a change was acknowledged
+//! sees the change.
 
 use std::fmt;
 use std::sync::Arc;

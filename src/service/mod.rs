@@ -1,10 +1,12 @@
 //! Use cases: what the service does, without knowing who asks over what.
 //!
-//! One file holds one operation. A face begins a [`Call`], takes its message apart, calls the use case and
-//! [ends](Call::end) the call, which logs and audits what happened, also when the caller went away meanwhile.
+//! One file holds one operation. A face begins a [`Call`], takes its message apart, calls the use
+//! case and [ends](Call::end) the call, which logs and audits what happened, also when the caller
+//! went away meanwhile.
 //!
-//! Every use case asks [`Policy`] before it looks for a key. Data calls find opened keys in the [`keyring`]; lifecycle
-//! calls read the store, change the record they read, and are told if another writer was faster.
+//! Every use case asks [`Policy`] before it looks for a key. Data calls find opened keys in the
+//! [`keyring`]; lifecycle calls read the store, change the record they read, and are told if
+//! another writer was faster.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,7 +62,8 @@ pub struct Kms {
     pub new_key_id: fn() -> Result<KeyId, Error>,
 }
 
-/// What the layers in front of the faces know of a request. They put it into the request's extensions.
+/// What the layers in front of the faces know of a request. They put it into the request's
+/// extensions.
 #[derive(Debug)]
 pub struct Context {
     /// The server's name for the request.
@@ -96,9 +99,11 @@ impl Kms {
         })
     }
 
-    /// Puts a changed key in place of the one read at `revision`, together with other changes, and forgets the opened one.
+    /// Puts a changed key in place of the one read at `revision`, together with other changes, and
+    /// forgets the opened one.
     ///
-    /// Says whether it did. If another writer was faster, the caller must read again and decide again.
+    /// Says whether it did. If another writer was faster, the caller must read again and decide
+    /// again.
     async fn replace(
         &self,
         key: KeyRecord,
@@ -178,7 +183,8 @@ impl Call<'_> {
     pub fn end<T>(mut self, answer: Result<T, Error>) -> Result<T, Error> {
         self.ended = true;
         match &answer {
-            // Data calls that succeed are counted by metrics, and by nothing that costs each of them.
+            // Data calls that succeed are counted by metrics, and by nothing that costs each of
+            // them.
             Ok(_) if matches!(self.action, Action::EncryptData | Action::DecryptData) => {
                 tracing::debug!(
                     request_id = %self.context.request_id,

@@ -1,16 +1,18 @@
 //! Where keys are kept.
 //!
-//! A [`KeyStore`] keeps [records](Record) at [addresses](Address), each with the [revision](Revision) that wrote it. Every
-//! record is authenticated by the [codec]: whoever can write the store's files cannot change a key's state, widen its usage
-//! or swap one record for another without every later read failing.
+//! A [`KeyStore`] keeps [records](Record) at [addresses](Address), each with the
+//! [revision](Revision) that wrote it. Every record is authenticated by the [codec]: whoever can
+//! write the store's files cannot change a key's state, widen its usage or swap one record for
+//! another without every later read failing.
 //!
-//! A write names the revision that it read, and several records change together or not at all. So an alias is unique (its
-//! record must not exist when a key takes it) and the deletion queue is a record beside the key.
+//! A write names the revision that it read, and several records change together or not at all. So
+//! an alias is unique (its record must not exist when a key takes it) and the deletion queue is a
+//! record beside the key.
 //!
 //! # Adding a store
 //!
-//! Implement [`KeyStore`] in one file, then add one line to `tests/stores.rs`. The battery there decides whether it is
-//! correct.
+//! Implement [`KeyStore`] in one file, then add one line to `tests/stores.rs`. The battery there
+//! decides whether it is correct.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -31,16 +33,19 @@ pub mod sqlite;
 pub trait KeyStore: fmt::Debug + Send + Sync {
     /// Reads one record; none if there is none.
     ///
-    /// Fails with [`StoreError::Corrupt`] if what is stored is not what was written at this address.
+    /// Fails with [`StoreError::Corrupt`] if what is stored is not what was written at this
+    /// address.
     async fn get(&self, address: &Address) -> Result<Option<Versioned>, StoreError>;
 
     /// Makes all of the changes, or none.
     ///
-    /// Once it has answered, the changes survive a crash of the process and of the machine; erased bytes are overwritten.
-    /// Fails with [`StoreError::Conflict`] if a record is no longer at its expected revision.
+    /// Once it has answered, the changes survive a crash of the process and of the machine; erased
+    /// bytes are overwritten. Fails with [`StoreError::Conflict`] if a record is no longer at its
+    /// expected revision.
     async fn put(&self, changes: Vec<Change>) -> Result<Revision, StoreError>;
 
-    /// Reads up to `limit` records under `prefix`, in the order of their addresses, from the first one after `after`.
+    /// Reads up to `limit` records under `prefix`, in the order of their addresses, from the first
+    /// one after `after`.
     async fn list(
         &self,
         prefix: &Prefix,
@@ -63,7 +68,8 @@ pub enum Address {
 }
 
 impl fmt::Display for Address {
-    /// The address as stores write it: `key/PROJECT/ID`, `alias/PROJECT/ALIAS`, `deletion/PROJECT/ID` or `clock`.
+    /// The address as stores write it: `key/PROJECT/ID`, `alias/PROJECT/ALIAS`,
+    /// `deletion/PROJECT/ID` or `clock`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key(project, id) => write!(f, "key/{project}/{id}"),
