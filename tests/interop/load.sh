@@ -7,7 +7,7 @@
 source "$(dirname "$0")/common.sh"
 load_env "$@"
 
-requests=${REQUESTS:-50000}
+requests=${REQUESTS:-200000}
 seconds=${SECONDS_OF_WRK:-5}
 
 # A gRPC frame (a zero byte, the length in four) around an EncryptDataRequest {key_id = 2,
