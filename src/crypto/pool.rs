@@ -51,6 +51,16 @@ impl Pool {
         });
         answered.await.map_err(|_| PoolError::Stopped)
     }
+
+    /// Does a `job` of microseconds off the async threads too, without waiting behind the long ones.
+    pub async fn run_short<T, F>(&self, job: F) -> Result<T, PoolError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let done = tokio::task::spawn_blocking(job).await;
+        done.map_err(|_| PoolError::Stopped)
+    }
 }
 
 /// Why a job was not done.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::crypto::VersionName;
 use crate::domain::key::{
-    KeyAlias, KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion,
+    Family, KeyAlias, KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion,
 };
 use crate::error::{Error, Kind};
 use crate::service::{Call, Kms};
@@ -85,9 +85,12 @@ impl Kms {
     /// Makes the sealed material of one key version.
     pub(super) async fn generate(&self, name: VersionName) -> Result<Vec<u8>, Error> {
         let providers = Arc::clone(&self.providers);
-        let sealed = self
-            .pool
-            .run(move || providers.for_spec(name.spec)?.generate(&name));
-        Ok(sealed.await??.0)
+        let family = name.spec.family();
+        let generate = move || providers.for_spec(name.spec)?.generate(&name);
+        let sealed = match family {
+            Family::Symmetric => self.pool.run_short(generate).await?,
+            Family::Rsa | Family::Sm2 => self.pool.run(generate).await?,
+        };
+        Ok(sealed?.0)
     }
 }

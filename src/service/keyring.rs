@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 
 use crate::crypto::pool::{Pool, PoolError};
 use crate::crypto::{OpenKey, Providers, SealedKey, VersionName};
-use crate::domain::key::{KeyId, KeyVersion, ProjectId};
+use crate::domain::key::{Family, KeyId, KeyVersion, ProjectId};
 use crate::error::{Error, Kind};
 use crate::store::{Address, KeyRecord, KeyStore, Record};
 
@@ -144,9 +144,14 @@ impl Held {
             };
             let sealed = SealedKey(record.sealed.clone());
             let providers = Arc::clone(providers);
-            let opened = pool.run(move || providers.for_spec(name.spec)?.open(&name, &sealed));
-            let opened: Result<_, Error> = opened.await?.map_err(Error::from);
-            opened.map(Arc::new)
+            let family = name.spec.family();
+            let open = move || providers.for_spec(name.spec)?.open(&name, &sealed);
+            let opened = match family {
+                Family::Symmetric => pool.run_short(open).await?,
+                // The material is parsed and checked, which takes long.
+                Family::Rsa | Family::Sm2 => pool.run(open).await?,
+            };
+            opened.map(Arc::new).map_err(Error::from)
         };
         Ok(Some(cell.get_or_try_init(open).await?))
     }
