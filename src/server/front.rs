@@ -253,7 +253,7 @@ impl Front {
         }
         let encoding = parts.headers.get("grpc-encoding");
         let compressed = encoding.is_some_and(|encoding| encoding != "identity");
-        let health = self.is_open(parts.uri.path());
+        let open = self.is_open(parts.uri.path());
         let response = match self
             .inner
             .clone()
@@ -263,10 +263,12 @@ impl Front {
             Ok(response) => response,
             Err(never) => match never {},
         };
-        if self.face == Face::Rest || health {
+        if self.face == Face::Rest {
             return Ok(response);
         }
         match failure(&response) {
+            // What the health service says of a service that it does not know is its own protocol.
+            Some(theirs) if open && theirs.code() != Code::Unimplemented => Ok(response),
             Some(theirs) if status::kind(&theirs).is_none() => Err(rewritten(&theirs, compressed)),
             _ => Ok(response),
         }
