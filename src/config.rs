@@ -87,7 +87,7 @@ pub enum Audit {
     Stdout {},
     /// JSON lines appended to a file.
     File {
-        /// The file; made if it is not there.
+        /// The file; made, for its owner alone, if it is not there.
         path: PathBuf,
     },
 }

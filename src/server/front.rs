@@ -253,7 +253,7 @@ impl Front {
         }
         let encoding = parts.headers.get("grpc-encoding");
         let compressed = encoding.is_some_and(|encoding| encoding != "identity");
-        let health = self.is_open(parts.uri.path());
+        let open = self.is_open(parts.uri.path());
         let response = match self
             .inner
             .clone()
@@ -263,10 +263,12 @@ impl Front {
             Ok(response) => response,
             Err(never) => match never {},
         };
-        if self.face == Face::Rest || health {
+        if self.face == Face::Rest {
             return Ok(response);
         }
         match failure(&response) {
+            // What the health service says of a service that it does not know is its own protocol.
+            Some(theirs) if open && theirs.code() != Code::Unimplemented => Ok(response),
             Some(theirs) if status::kind(&theirs).is_none() => Err(rewritten(&theirs, compressed)),
             _ => Ok(response),
         }
@@ -449,7 +451,11 @@ fn timeout(text: &HeaderValue) -> Option<Duration> {
 /// A request id as a header.
 fn header(id: RequestId) -> HeaderValue {
     // 32 hexadecimal digits are always a header value.
-    HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static(""))
+    let value = HeaderValue::try_from(id.to_string());
+    let mut value = value.unwrap_or(HeaderValue::from_static(""));
+    // No two are the same, so HTTP/2 need not remember it for compression (RFC 7541, section 7.1).
+    value.set_sensitive(true);
+    value
 }
 
 /// Does `work`, and makes a failure of the one request out of a panic, so that the others on its

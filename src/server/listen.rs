@@ -191,3 +191,88 @@ impl AsyncWrite for Counted {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    // The clock is paused and jumps to the next timer when nothing else is to do, so the limits below
+    // take no time.
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_finish_its_first_words_is_left() {
+        for words in ["", "PRI * HTTP/2.0", "P"] {
+            let (mut client, _stop) = connected().await;
+            client.write_all(words.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            // A connection that was closed under unread bytes may end with a reset.
+            let _ = client.read_to_end(&mut answer).await;
+            assert!(answer.is_empty(), "{words:?}: {answer:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_finish_the_head_of_its_request_is_left() {
+        let (mut client, _stop) = connected().await;
+        let head = b"POST / HTTP/1.1\r\nhost: localhost\r\nx-slow: ";
+        client.write_all(head).await.unwrap();
+        let mut answer = String::new();
+        let _ = client.read_to_string(&mut answer).await;
+        assert!(!answer.contains("200 OK"), "{answer:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_client_that_is_gone_is_left() {
+        let (mut client, _stop) = connected().await;
+        // The preface and empty settings, and then not one word: no answer to any ping.
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        client.write_all(preface).await.unwrap();
+        let mut frames = Vec::new();
+        let _ = client.read_to_end(&mut frames).await;
+        assert!(!frames.is_empty(), "the server said its settings first");
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_holds_up_nobody_and_stopping_waits_for_nobody_who_is_idle() {
+        let (_silent, stop) = connected().await;
+        let mut client = TcpStream::connect(stop.address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let mut answer = [0; 15];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+
+        stop.sender.send_replace(true);
+        stop.served.await.unwrap();
+    }
+
+    #[derive(Debug)]
+    struct Fine;
+
+    impl Answer for Fine {
+        async fn answer(&self, _: Request<Incoming>) -> Response<Body> {
+            Response::default()
+        }
+    }
+
+    struct Stop {
+        address: std::net::SocketAddr,
+        sender: watch::Sender<bool>,
+        served: tokio::task::JoinHandle<()>,
+    }
+
+    async fn connected() -> (TcpStream, Stop) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, stop) = watch::channel(false);
+        let served = tokio::spawn(serve(listener, Fine, stop, Duration::from_secs(5)));
+        let client = TcpStream::connect(address).await.unwrap();
+        let stop = Stop {
+            address,
+            sender,
+            served,
+        };
+        (client, stop)
+    }
+}

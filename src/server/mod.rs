@@ -19,6 +19,7 @@ mod listen;
 use std::fmt;
 use std::future::IntoFuture;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -495,6 +496,7 @@ fn open_audit(audit: &config::Audit) -> Result<JsonLines, StartError> {
         config::Audit::File { path } => std::fs::OpenOptions::new()
             .create(true)
             .append(true)
+            .mode(0o600)
             .open(path)
             .and_then(JsonLines::new),
     };

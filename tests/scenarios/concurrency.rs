@@ -195,6 +195,7 @@ async fn a_symmetric_call_does_not_wait_behind_private_rsa_operations() {
     for face in [&rest, &grpc] {
         let key = aes_key(face).await;
         let frame = sealed(face, &key, "x").await;
+        let unused = aes_key(face).await;
         let slow = slow_call(face).await;
         face.done(&slow).await;
         let ended = Arc::new(AtomicUsize::new(0));
@@ -212,6 +213,12 @@ async fn a_symmetric_call_does_not_wait_behind_private_rsa_operations() {
             face.done(&encrypt(&key, "x")).await;
             face.done(&decrypt(&frame)).await;
         }
+        // Also when a key is made, used for the first time, or changed.
+        face.done(&encrypt(&unused, "x")).await;
+        let new = aes_key(face).await;
+        face.done(&encrypt(&new, "x")).await;
+        face.done(&on("rotate-on-demand", &key)).await;
+        face.done(&decrypt(&frame)).await;
         assert!(ended.load(Ordering::SeqCst) < BUSY, "the pool was idle");
         // What is abandoned is not begun.
         busy.shutdown().await;

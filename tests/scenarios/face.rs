@@ -99,20 +99,24 @@ impl Face {
         project: &str,
         seen: Arc<Mutex<HashSet<String>>>,
     ) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        let mut client = Client::builder(TokioExecutor::new());
-        client.http2_only(over == Over::Grpc);
         let face = Self {
             over,
             address,
             project: project.to_owned(),
             headers: HeaderMap::new(),
-            client: client.build(connector),
+            client: client(over == Over::Grpc),
             seen,
             refusals: Arc::default(),
         };
         face.with_token(&token(project, Right::Everything))
+    }
+
+    /// The same face over HTTP/2, whichever it is.
+    pub(crate) fn over_http2(&self) -> Self {
+        Self {
+            client: client(true),
+            ..self.clone()
+        }
     }
 
     /// The same face without a credential.
@@ -374,6 +378,14 @@ pub(crate) async fn read_http1(stream: &mut TcpStream) -> Raw {
         body: body.to_vec().into(),
         trailers: HeaderMap::new(),
     }
+}
+
+fn client(http2: bool) -> Client<HttpConnector, Sending> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    let mut client = Client::builder(TokioExecutor::new());
+    client.http2_only(http2);
+    client.build(connector)
 }
 
 fn read_rest(raw: &Raw) -> Result<Value, Refusal> {

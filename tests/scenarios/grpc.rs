@@ -156,6 +156,9 @@ async fn a_method_that_is_none_is_unknown() {
             "/kmsgate.v1.CryptoService/EncryptData/",
             "//kmsgate.v1.CryptoService/EncryptData",
             "/v1.0/x/kms/encrypt-data",
+            // Reflection is off unless it is configured.
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            "/grpc.health.v1.Health/Nothing",
         ] {
             let raw = grpc.post(path, framed(b"")).await;
             grpc.read("encrypt-data", &raw).is(Kind::UnknownPath, path);

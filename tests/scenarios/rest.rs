@@ -39,6 +39,24 @@ async fn the_documented_example_is_answered_as_documented() {
 }
 
 #[tokio::test]
+async fn http_2_says_what_http_1_says() {
+    let world = World::start().await;
+    let rest = world.rest().over_http2();
+    let answer = rest.send("encrypt-data", EXAMPLE).await.outcome.unwrap();
+    let sealed = bytes(&answer["cipher_text"]);
+    assert_eq!(
+        rest.done(&decrypt(&sealed)).await["plain_text"],
+        "hello world"
+    );
+    rest.refused(Kind::InvalidPlaintext, &encrypt(DOCUMENTED, ""))
+        .await;
+    let answer = rest.send("encrypt-data", vec![b' '; 64 * 1024 + 1]).await;
+    answer.is(Kind::MessageTooLong, "HTTP/2");
+    let answer = rest.send("encrypt-data", "{").await;
+    answer.is(Kind::InvalidJson, "HTTP/2");
+}
+
+#[tokio::test]
 async fn escapes_and_other_spellings_of_a_body_say_the_same() {
     let world = World::start().await;
     let rest = world.rest();
