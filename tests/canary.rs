@@ -266,7 +266,7 @@ async fn no_secret_is_printed_for_debugging() {
         providers: Arc::new(Providers::new(vec![Arc::new(RustCrypto::new(Arc::clone(
             &root,
         )))])),
-        keyring: Keyring::new(8),
+        keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 1).unwrap()),
         policy: Policy,
         audit: Arc::new(JsonLines::new(std::io::sink()).unwrap()),

@@ -195,12 +195,45 @@ async fn a_clock_that_goes_backwards_destroys_nothing() {
     house.kms.sweep().await.unwrap();
     house.schedule(key, 7).await.unwrap();
     house.clock.pass(-30 * DAY);
-    assert_eq!(house.kms.sweep().await.unwrap(), Sweep::Destroyed(0));
+    assert_eq!(house.kms.sweep().await.unwrap(), Sweep::Held(-30 * DAY));
     assert_eq!(house.state(key).await.unwrap(), KeyState::PendingDeletion);
     // The way back is a jump like any other, if someone trusted the wrong time.
     house.confirm_clock().await;
     house.clock.pass(30 * DAY);
     assert_eq!(house.kms.sweep().await.unwrap(), Sweep::Held(30 * DAY));
+}
+
+#[tokio::test]
+async fn a_deletion_that_is_scheduled_while_the_clock_is_behind_waits_its_whole_time() {
+    let house = House::new();
+    let key = house.create("k").await;
+    house.kms.sweep().await.unwrap();
+    house.clock.pass(-30 * DAY);
+    house.schedule(key, 7).await.unwrap();
+    assert_eq!(house.kms.sweep().await.unwrap(), Sweep::Held(-30 * DAY));
+    house.clock.pass(30 * DAY);
+    assert_eq!(house.kms.sweep().await.unwrap(), Sweep::Destroyed(0));
+    assert_eq!(house.state(key).await.unwrap(), KeyState::PendingDeletion);
+    house.let_pass(7 * DAY).await;
+    assert_eq!(
+        house.state(key).await.unwrap_err().kind(),
+        Kind::KeyNotFound
+    );
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_before_there_was_anything_to_destroy_is_not_forgotten() {
+    let house = House::new();
+    let key = house.create("k").await;
+    house.kms.sweep().await.unwrap();
+    house.clock.pass(100 * DAY);
+    assert_eq!(house.kms.sweep().await.unwrap(), Sweep::Destroyed(0));
+    house.clock.pass(-100 * DAY);
+    house.schedule(key, 7).await.unwrap();
+    assert_eq!(house.kms.sweep().await.unwrap(), Sweep::Held(-100 * DAY));
+    house.clock.pass(50 * DAY);
+    assert_eq!(house.kms.sweep().await.unwrap(), Sweep::Held(-50 * DAY));
+    assert_eq!(house.state(key).await.unwrap(), KeyState::PendingDeletion);
 }
 
 #[tokio::test]
@@ -243,7 +276,7 @@ impl House {
         let kms = Kms {
             store: Arc::new(store),
             providers: Arc::new(Providers::new(vec![Arc::new(provider)])),
-            keyring: Keyring::new(100),
+            keyring: Arc::new(Keyring::new(100)),
             pool: Arc::new(Pool::new(1, 8).unwrap()),
             policy: Policy,
             audit: Arc::<Count>::clone(&audit),

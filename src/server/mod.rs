@@ -141,7 +141,7 @@ impl Server {
         let kms = Kms {
             store,
             providers: Arc::new(Providers::new(vec![rustcrypto])),
-            keyring: Keyring::new(limits.opened_keys.get()),
+            keyring: Arc::new(Keyring::new(limits.opened_keys.get())),
             pool: Arc::new(Pool::new(threads, limits.cpu_queue.get())?),
             policy: Policy,
             audit: sink,

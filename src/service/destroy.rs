@@ -1,12 +1,15 @@
 //! Destroying keys that are past their deletion date, unless the clock cannot be believed.
 //!
-//! A clock that jumps forward would make every scheduled deletion due at once. So the latest time
-//! that was trusted is a record of the store, and a time more than a day after it destroys nothing
-//! until an operator has [confirmed](Kms::confirm_clock) it. A server that was off for more than a
-//! day is in the same position, and asks too.
+//! A clock that jumps forward would make every scheduled deletion due at once, and one that was set
+//! back would make deletions that are scheduled meanwhile due as soon as it is put right. So the
+//! latest time that was trusted is a record of the store. A deletion is never due before its wait
+//! has passed from that time on, and a clock that is more than a day away from it destroys nothing
+//! until an operator has [confirmed](Kms::confirm_clock) it, or it has come back. A server that was
+//! off for more than a day, with keys in the queue, is in the same position, and asks too.
 
 use crate::audit::{Event, Outcome};
 use crate::domain::caller::Action;
+use crate::domain::key::PendingDays;
 use crate::domain::time::Timestamp;
 use crate::error::{Error, Kind};
 use crate::service::{Call, Kms};
@@ -29,8 +32,8 @@ const CHUNK: usize = 500;
 pub enum Sweep {
     /// It destroyed this many keys.
     Destroyed(usize),
-    /// It destroyed nothing, because the clock jumped forward by this many milliseconds and keys
-    /// wait for deletion.
+    /// It destroyed nothing, because the clock is this many milliseconds after the latest time that
+    /// was trusted, or before it if negative.
     Held(i64),
 }
 
@@ -43,7 +46,9 @@ impl Kms {
             Some((seen, _)) => now.millis_since(seen),
             None => NOTED_STEP,
         };
-        if step > TRUSTED_STEP && !queue.is_empty() {
+        // Forward, an empty queue has nothing to lose: what is scheduled later waits from the later
+        // time on. Backward, the later time must not be forgotten.
+        if step < -TRUSTED_STEP || step > TRUSTED_STEP && !queue.is_empty() {
             return Ok(Sweep::Held(step));
         }
         if step >= NOTED_STEP {
@@ -65,6 +70,16 @@ impl Kms {
             }
         }
         Ok(Sweep::Destroyed(destroyed))
+    }
+
+    /// When a deletion is due that is scheduled now: after its wait, counted from the latest time
+    /// that was trusted if the clock is behind it.
+    pub(super) async fn due(&self, wait: PendingDays) -> Result<Timestamp, Error> {
+        let seen = self.trusted_time().await?.map(|(seen, _)| seen);
+        let now = self.clock.now();
+        Ok(seen
+            .map_or(now, |seen| seen.max(now))
+            .plus_millis(wait.as_millis()))
     }
 
     /// Trusts the clock as it is now.
@@ -114,17 +129,20 @@ impl Kms {
         };
         let named = Address::Alias(key.project.clone(), key.alias.clone());
         let owned = self.store.get(&named).await?.ok_or(Kind::Internal)?;
-        let put = self.store.put(vec![
+        let changes = vec![
             Change::erase(place, queued),
-            Change::erase(address, revision),
+            Change::erase(address.clone(), revision),
             Change::erase(named, owned.revision),
-        ]);
-        let put = put.await;
-        self.keyring.forget(&key.project, key.key_id);
-        match put {
-            Ok(_) => {}
+        ];
+        match self.commit(key.project.clone(), key.key_id, changes).await {
+            Ok(()) => {}
             Err(StoreError::Conflict) => return Ok(false),
-            Err(error) => return Err(error.into()),
+            // The change may have been made and its erasing not be finished: then this is the only
+            // place that can tell of it.
+            Err(error) => match self.store.get(&address).await {
+                Ok(None) => tracing::warn!(%error, "a destroyed key is not overwritten yet"),
+                _ => return Err(error.into()),
+            },
         }
         tracing::info!(key_id = %key.key_id, project = %key.project, "destroyed a key");
         self.audit.record(&Event {

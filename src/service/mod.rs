@@ -49,7 +49,7 @@ pub struct Kms {
     /// What makes and opens them.
     pub providers: Arc<Providers>,
     /// Opened keys.
-    pub keyring: Keyring,
+    pub keyring: Arc<Keyring>,
     /// Where long computations are done.
     pub pool: Arc<Pool>,
     /// Who may do what.
@@ -99,8 +99,7 @@ impl Kms {
         })
     }
 
-    /// Puts a changed key in place of the one read at `revision`, together with other changes, and
-    /// forgets the opened one.
+    /// Puts a changed key in place of the one read at `revision`, together with other changes.
     ///
     /// Says whether it did. If another writer was faster, the caller must read again and decide
     /// again.
@@ -114,14 +113,32 @@ impl Kms {
         let (project, key_id) = (key.project.clone(), key.key_id);
         let mut changes = vec![Change::replace(Record::Key(key), revision)];
         changes.extend(others);
-        let put = self.store.put(changes).await;
-        // Also after a failure: the store may have made the change and lost the acknowledgement.
-        self.keyring.forget(&project, key_id);
-        match put {
-            Ok(_) => Ok(true),
+        match self.commit(project, key_id, changes).await {
+            Ok(()) => Ok(true),
             Err(StoreError::Conflict) => tries.again().map(|()| false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Makes changes of a key in the store, and forgets the opened key.
+    ///
+    /// The two are one: a task of its own goes on with them when the caller goes away meanwhile, lest
+    /// a change be made and the key go on as it was.
+    async fn commit(
+        &self,
+        project: ProjectId,
+        key_id: KeyId,
+        changes: Vec<Change>,
+    ) -> Result<(), StoreError> {
+        let (store, keyring) = (Arc::clone(&self.store), Arc::clone(&self.keyring));
+        let committed = tokio::spawn(async move {
+            let put = store.put(changes).await;
+            // Also after a failure: the change may have been made and its acknowledgement lost.
+            keyring.forget(&project, key_id);
+            put.map(|_| ())
+        });
+        let lost = |error| StoreError::Unavailable(Box::new(error));
+        committed.await.map_err(lost)?
     }
 }
 

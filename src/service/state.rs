@@ -46,7 +46,7 @@ impl Kms {
         loop {
             let (mut key, revision) = self.read(call, key_id).await?;
             key.state = key.state.schedule_deletion()?;
-            let due = self.clock.now().plus_millis(wait.as_millis());
+            let due = self.due(wait).await?;
             key.deletion = Some(due);
             let queued = Change::create(Record::Deletion(DeletionRecord {
                 project: key.project.clone(),
