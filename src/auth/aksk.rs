@@ -120,6 +120,10 @@ impl Authenticator for AccessKeys {
     async fn authenticate(&self, request: &Evidence<'_>) -> Result<Option<Arc<Caller>>, AuthError> {
         self.caller(request)
     }
+
+    fn signs_body(&self, headers: &HeaderMap) -> bool {
+        matches!(find(headers), Ok(Some(_)))
+    }
 }
 
 impl Refresh for AccessKeys {

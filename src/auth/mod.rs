@@ -30,6 +30,10 @@ pub mod token;
 pub trait Authenticator: fmt::Debug + Send + Sync {
     /// The caller whose credential the request carries; none if it carries none of this kind.
     async fn authenticate(&self, request: &Evidence<'_>) -> Result<Option<Arc<Caller>>, AuthError>;
+
+    /// Whether the headers carry a credential of this kind that signs the body, so that the body must
+    /// be read before anything is known of the caller.
+    fn signs_body(&self, headers: &HeaderMap) -> bool;
 }
 
 /// What of a request a credential may be in, or sign. All of it comes from the network.
@@ -41,7 +45,7 @@ pub struct Evidence<'a> {
     pub uri: &'a Uri,
     /// The headers.
     pub headers: &'a HeaderMap,
-    /// The whole body, where the face has read it: REST has, gRPC has not.
+    /// The whole body, where a credential [signs](Authenticator::signs_body) it. gRPC never has it.
     pub body: Option<&'a [u8]>,
 }
 
@@ -63,6 +67,13 @@ impl Chain {
             }
         }
         Err(AuthError::Missing)
+    }
+
+    /// Whether the body must be read before anything is known of the caller.
+    pub fn signs_body(&self, headers: &HeaderMap) -> bool {
+        self.0
+            .iter()
+            .any(|authenticator| authenticator.signs_body(headers))
     }
 }
 

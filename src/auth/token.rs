@@ -73,6 +73,10 @@ impl Authenticator for Tokens {
     async fn authenticate(&self, request: &Evidence<'_>) -> Result<Option<Arc<Caller>>, AuthError> {
         self.caller(request.headers)
     }
+
+    fn signs_body(&self, _: &HeaderMap) -> bool {
+        false
+    }
 }
 
 impl Refresh for Tokens {

@@ -1,8 +1,9 @@
 //! What happens to every request before and after a face sees it, the same for both faces.
 //!
-//! In this order: a request id, the count of requests in work, the deadline, the limit on requests
-//! in work, the size of the headers, of the body, and the caller. What is refused here is told
-//! through the face's own [`refuse`](crate::error::Face::refuse), to the metrics and to the audit.
+//! In this order: a request id, the count of requests in work, the deadline, the size of the headers,
+//! the declared length of the body, the caller, the limit on requests in work, and over REST the
+//! whole body. What is refused here is told through the face's own
+//! [`refuse`](crate::error::Face::refuse), to the metrics and to the audit.
 //! What the RPC library refuses by itself (an unknown method, a message that is too long, bytes
 //! that are no message) is rewritten to rows of the catalogue.
 
@@ -37,6 +38,11 @@ use crate::server::MAX_MESSAGE;
 use crate::server::listen::Answer;
 use crate::service::{Context, Kms};
 use crate::telemetry::{Ended, Names, Requests};
+
+/// How many requests may be in reading whose signature covers their body, and how long one may take.
+/// Nothing is known of their callers, so they have places of their own.
+const UNVERIFIED_PLACES: usize = 256;
+const UNVERIFIED_TIME: Duration = Duration::from_secs(2);
 
 /// The header that names a request, in every answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -78,6 +84,11 @@ const METHODS: [&str; 15] = [
     "ConfirmClock",
     "other",
 ];
+
+/// The number of CreateKey, and how long it may take at least: the primes of a long RSA key may be
+/// far to seek.
+const CREATE_KEY: usize = 2;
+const CREATE_TIME: Duration = Duration::from_secs(60);
 
 /// The number of `other`.
 const OTHER: usize = METHODS.len() - 1;
@@ -124,6 +135,8 @@ pub(super) struct Common {
     /// For each row of the catalogue, the number of its code among the names.
     codes: Vec<usize>,
     in_flight: Semaphore,
+    /// Places for requests whose body must be read before their caller is known.
+    unverified: Semaphore,
     timeout: Duration,
     /// The first half of every request id: random, so that the ids of several servers do not meet.
     prefix: u64,
@@ -152,6 +165,7 @@ impl Common {
             requests,
             codes: Kind::ALL.iter().filter_map(number).collect(),
             in_flight: Semaphore::new(limits.requests_in_flight.get()),
+            unverified: Semaphore::new(UNVERIFIED_PLACES),
             timeout: limits.request_timeout,
             prefix: getrandom::u64().unwrap_or_default(),
             next: AtomicU64::new(1),
@@ -208,58 +222,29 @@ impl Front {
         id: RequestId,
         context: &OnceLock<Arc<Context>>,
     ) -> Result<Response<Body>, Error> {
-        let _place = self
-            .common
-            .in_flight
-            .try_acquire()
-            .map_err(|_| Kind::Throttled)?;
         let (mut parts, body) = request.into_parts();
         if size(&parts.headers) > MAX_MESSAGE {
             return Err(Kind::HeadersTooLong.into());
         }
-        let (whole, body) = match self.face {
-            Face::Grpc => (None, Body::new(body)),
-            Face::Rest => {
-                let whole = read(&parts, body).await?;
-                (Some(whole.clone()), Body::from(whole))
-            }
+        let body = self.look_at(&parts, body).await?;
+        self.admit(&mut parts, &body, id, context).await?;
+        // After the credentials: nobody unknown can take the places of callers.
+        let places = &self.common.in_flight;
+        let _place = places.try_acquire().map_err(|_| Kind::Throttled)?;
+        let body = match body {
+            Ahead::Streamed(body) => Body::new(body),
+            Ahead::Unread(body) => Body::from(read(body).await?),
+            Ahead::Read(whole) => Body::from(whole),
         };
-        match &self.common.guard {
-            Some(_) if self.is_open(parts.uri.path()) => {}
-            Some(guard) => {
-                let evidence = Evidence {
-                    method: &parts.method,
-                    uri: &parts.uri,
-                    headers: &parts.headers,
-                    body: whole.as_deref(),
-                };
-                let caller = guard.chain.authenticate(&evidence).await?;
-                let known = Arc::new(Context {
-                    request_id: id,
-                    caller,
-                    told: AtomicBool::new(false),
-                });
-                let known = context.get_or_init(|| known);
-                self.check_project(parts.uri.path(), &known.caller)?;
-                parts.extensions.insert(Arc::clone(known));
-            }
-            // For the upstream, which so far gives the request another name in its own log.
-            None => {
-                parts.headers.insert(REQUEST_ID, header(id));
-            }
-        }
+
         if self.face == Face::Grpc && !is_grpc(&parts.headers) {
             return Err(Error::from(Kind::InvalidFormat).detail("This port speaks gRPC."));
         }
         let encoding = parts.headers.get("grpc-encoding");
         let compressed = encoding.is_some_and(|encoding| encoding != "identity");
         let open = self.is_open(parts.uri.path());
-        let response = match self
-            .inner
-            .clone()
-            .call(Request::from_parts(parts, body))
-            .await
-        {
+        let request = Request::from_parts(parts, body);
+        let response = match self.inner.clone().call(request).await {
             Ok(response) => response,
             Err(never) => match never {},
         };
@@ -272,6 +257,63 @@ impl Front {
             Some(theirs) if status::kind(&theirs).is_none() => Err(rewritten(&theirs, compressed)),
             _ => Ok(response),
         }
+    }
+
+    /// Looks at a body as far as that must be before the caller is known: at its declared length, and
+    /// at all of it if the credential signs it.
+    async fn look_at(&self, parts: &Parts, body: Incoming) -> Result<Ahead, Error> {
+        if self.face == Face::Grpc {
+            return Ok(Ahead::Streamed(body));
+        }
+        let declared = parts.headers.get(CONTENT_LENGTH);
+        let declared = declared.and_then(|text| text.to_str().ok()?.parse().ok());
+        if declared.is_some_and(|length: u64| length > MAX_MESSAGE as u64) {
+            return Err(Kind::MessageTooLong.into());
+        }
+        let guard = self.common.guard.as_ref();
+        if !guard.is_some_and(|guard| guard.chain.signs_body(&parts.headers)) {
+            return Ok(Ahead::Unread(body));
+        }
+        let places = &self.common.unverified;
+        let _place = places.try_acquire().map_err(|_| Kind::Throttled)?;
+        match tokio::time::timeout(UNVERIFIED_TIME, read(body)).await {
+            Ok(whole) => Ok(Ahead::Read(whole?)),
+            Err(_) => Err(Kind::DeadlineExceeded.into()),
+        }
+    }
+
+    /// Lets in a request whose credential is good, and notes its caller.
+    async fn admit(
+        &self,
+        parts: &mut Parts,
+        body: &Ahead,
+        id: RequestId,
+        context: &OnceLock<Arc<Context>>,
+    ) -> Result<(), Error> {
+        let Some(guard) = &self.common.guard else {
+            // The upstream decides. It gives an id of its own, and may log this one beside it.
+            parts.headers.insert(REQUEST_ID, header(id));
+            return Ok(());
+        };
+        if self.is_open(parts.uri.path()) {
+            return Ok(());
+        }
+        let evidence = Evidence {
+            method: &parts.method,
+            uri: &parts.uri,
+            headers: &parts.headers,
+            body: body.whole(),
+        };
+        let caller = guard.chain.authenticate(&evidence).await?;
+        let known = Arc::new(Context {
+            request_id: id,
+            caller,
+            told: AtomicBool::new(false),
+        });
+        let known = context.get_or_init(|| known);
+        self.check_project(parts.uri.path(), &known.caller)?;
+        parts.extensions.insert(Arc::clone(known));
+        Ok(())
     }
 
     /// Whether a path needs no credential.
@@ -304,15 +346,20 @@ impl Front {
     }
 
     /// How long a request may take: what the server allows, or less if the caller says so.
-    fn time_limit(&self, headers: &HeaderMap) -> Result<Duration, Error> {
+    fn time_limit(&self, method: usize, headers: &HeaderMap) -> Result<Duration, Error> {
+        let allowed = if method == CREATE_KEY {
+            self.common.timeout.max(CREATE_TIME)
+        } else {
+            self.common.timeout
+        };
         match headers.get("grpc-timeout") {
             Some(text) if self.face == Face::Grpc => {
                 let malformed =
                     || Error::from(Kind::InvalidFormat).detail("grpc-timeout is malformed.");
                 let asked = timeout(text).ok_or_else(malformed)?;
-                Ok(asked.min(self.common.timeout))
+                Ok(asked.min(allowed))
             }
-            _ => Ok(self.common.timeout),
+            _ => Ok(allowed),
         }
     }
 
@@ -336,7 +383,7 @@ impl Answer for Front {
         let _in_work = InWork::begin(&common.requests);
         let context = OnceLock::new();
 
-        let passed = match self.time_limit(request.headers()) {
+        let passed = match self.time_limit(method, request.headers()) {
             // A timer looks at its work first, and fast work would be done after its deadline.
             Ok(limit) if begun.elapsed() >= limit => Err(Kind::DeadlineExceeded.into()),
             Ok(limit) => {
@@ -398,18 +445,27 @@ fn rewritten(status: &Status, compressed: bool) -> Error {
     }
 }
 
-/// Reads the whole body of a REST request, up to the limit.
-async fn read(parts: &Parts, body: Incoming) -> Result<Bytes, Error> {
-    let length = parts
-        .headers
-        .get(CONTENT_LENGTH)
-        .and_then(|text| text.to_str().ok());
-    if length
-        .and_then(|text| text.parse().ok())
-        .is_some_and(|length: u64| length > MAX_MESSAGE as u64)
-    {
-        return Err(Kind::MessageTooLong.into());
+/// A body before the caller is known.
+enum Ahead {
+    /// Of a gRPC call, which reads it message by message.
+    Streamed(Incoming),
+    /// Not looked at yet.
+    Unread(Incoming),
+    /// Read, because the credential signs it.
+    Read(Bytes),
+}
+
+impl Ahead {
+    fn whole(&self) -> Option<&[u8]> {
+        match self {
+            Self::Read(whole) => Some(whole),
+            Self::Streamed(_) | Self::Unread(_) => None,
+        }
     }
+}
+
+/// Reads the whole body of a REST request, up to the limit.
+async fn read(body: Incoming) -> Result<Bytes, Error> {
     match Limited::new(body, MAX_MESSAGE).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Kind::MessageTooLong.into()),
@@ -506,6 +562,12 @@ mod tests {
         for bad in ["", "S", "1", "1s", "-1S", "999999999S", "1 S", "+1S"] {
             assert_eq!(read(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn create_key_has_its_number() {
+        assert_eq!(METHODS[CREATE_KEY], "CreateKey");
+        assert_eq!(PATHS[CREATE_KEY], "create-key");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -29,6 +29,9 @@ const FIRST_WORDS: Duration = Duration::from_secs(10);
 /// How long an HTTP/1.1 connection may stay idle, and how long the head of its next request may
 /// take: the HTTP library has one limit for both, and clients keep connections in pools.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// How often a connection of a stopping server is looked at.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The length of the HTTP/2 connection preface (RFC 9113, section 3.4). No HTTP/1.1 request is
 /// shorter.
@@ -79,28 +82,31 @@ pub(super) async fn serve(
         };
         let (answer, builder) = (Arc::clone(&answer), Arc::clone(&builder));
         let watcher = graceful.watcher();
+        let stop = stop.clone();
         tokio::spawn(async move {
             // Small answers must not wait for more.
             let _ = stream.set_nodelay(true);
+            let in_work = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&in_work);
             let service = service_fn(move |request| {
                 let answer = Arc::clone(&answer);
-                async move { Ok::<_, Infallible>(answer.answer(request).await) }
+                let place = Place::take(&counted);
+                async move {
+                    let answered = answer.answer(request).await;
+                    drop(place);
+                    Ok::<_, Infallible>(answered)
+                }
             });
             let io = Counted::new(stream);
             let read = Arc::clone(&io.read);
             let connection = builder
                 .serve_connection(TokioIo::new(io), service)
                 .into_owned();
-            let mut connection = pin!(watcher.watch(connection));
+            let connection = watcher.watch(connection);
             let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = tokio::time::sleep(FIRST_WORDS) => {
-                    // The HTTP library waits without limit until it can tell HTTP/1 from HTTP/2.
-                    if read.load(Ordering::Relaxed) < PREFACE {
-                        return;
-                    }
-                    connection.await
-                }
+                ended = connection => ended,
+                () = silence(&read) => return,
+                () = idle_after(stop, &in_work) => return,
             };
             if let Err(error) = ended {
                 tracing::debug!(error, "a connection ended badly");
@@ -113,6 +119,49 @@ pub(super) async fn serve(
         .is_err()
     {
         tracing::warn!("requests were still in work when the drain time was over");
+    }
+}
+
+/// Completes if a client has not said its first words when it should have: the HTTP library waits
+/// without limit until it can tell HTTP/1 from HTTP/2.
+async fn silence(read: &AtomicUsize) {
+    tokio::time::sleep(FIRST_WORDS).await;
+    if read.load(Ordering::Relaxed) >= PREFACE {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Completes when the server is stopping and nothing is in work on the connection: the HTTP library
+/// would wait for the rest of half a request.
+async fn idle_after(mut stop: watch::Receiver<bool>, in_work: &AtomicUsize) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    let mut idle = 0;
+    // Twice in a row, so that an answer that was just made is also sent.
+    while idle < 2 {
+        tokio::time::sleep(LAST_WORDS).await;
+        idle = if in_work.load(Ordering::Relaxed) == 0 {
+            idle + 1
+        } else {
+            0
+        };
+    }
+}
+
+/// Counts a request as in work on its connection until it is dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -245,6 +294,22 @@ mod tests {
 
         stop.sender.send_replace(true);
         stop.served.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_request_does_not_hold_up_a_stop() {
+        let (mut client, stop) = connected().await;
+        let head = b"POST / HTTP/1.1\r\nhost: localhost\r\nx-slow: ";
+        client.write_all(head).await.unwrap();
+        tokio::task::yield_now().await;
+        let begun = tokio::time::Instant::now();
+        stop.sender.send_replace(true);
+        stop.served.await.unwrap();
+        assert!(
+            begun.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            begun.elapsed()
+        );
     }
 
     #[derive(Debug)]

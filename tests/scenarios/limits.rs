@@ -60,6 +60,25 @@ async fn work_that_outlasts_the_callers_own_time_is_given_up() {
 }
 
 #[tokio::test]
+async fn requests_of_nobody_take_no_callers_place() {
+    let world = World::with("limits = { requests_in_flight = 2 }\n").await;
+    let rest = world.rest();
+    let stranger = rest.with_token("nobody");
+    let mut half_sent = Vec::new();
+    for _ in 0..4 {
+        half_sent.push(half_a_request(&stranger).await);
+    }
+    for face in [world.rest(), world.grpc()] {
+        face.done(&encrypt(DOCUMENTED, "x")).await;
+    }
+    for mut stream in half_sent {
+        let raw = read_http1(&mut stream).await;
+        rest.read("encrypt-data", &raw)
+            .is(Kind::InvalidToken, "a stranger's half a body");
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_says_nothing_holds_up_nobody() {
     on_both_faces(async |face| {
         let mut silent = Vec::new();
