@@ -603,6 +603,27 @@ async fn a_gateway_serves_rest_for_a_remote_server() {
     );
     assert_eq!(fetch(front.admin, "/readyz").await.text, "ok\n");
 
+    // Two credentials, one of another kind, and none are refused as the server itself does.
+    for (headers, code) in [
+        (
+            &[("x-auth-token", TOKEN), ("authorization", "Basic dTpw")][..],
+            "KMS.0302",
+        ),
+        (&[("authorization", "Basic dTpw")], "APIGW.0301"),
+        (&[], "APIGW.0301"),
+    ] {
+        let ask = async |rest: SocketAddr| {
+            let mut request = Request::post(format!("http://{rest}/v1.0/{PROJECT}/kms/list-keys"));
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            send(request.body(Full::from("{}")).unwrap()).await
+        };
+        let (direct, through) = (ask(at.rest).await, ask(front.rest).await);
+        assert_eq!(through.code(), code, "{headers:?}");
+        assert_eq!((through.status, through.text), (direct.status, direct.text));
+    }
+
     // A signature covers a request that the upstream never sees.
     let url = format!("http://{}/v1.0/{PROJECT}/kms/list-keys", front.rest);
     let signed = Request::post(url).header(
