@@ -117,7 +117,7 @@ async fn unknown_members_are_ignored() {
     for case in cases() {
         let mut body = case.body.clone();
         body["enterprise_project_id"] = json!("0");
-        body["keystore_id"] = json!(0);
+        body["auto_rotation"] = json!(0);
         body["vm_id"] = json!({"a": [1, -2.5, true, null, "x", {"b": []}]});
         assert!(message_of(&case, &body).await == case.request);
     }
@@ -1005,6 +1005,7 @@ fn cases() -> Vec<Case> {
                 "key_usage": "ENCRYPT_DECRYPT",
                 "key_description": "key_description",
                 "origin": "kms",
+                "keystore_id": "0",
                 "sequence": SEQUENCE,
             }),
             &request!(CreateKeyRequest {
@@ -1012,7 +1013,8 @@ fn cases() -> Vec<Case> {
                 key_spec: pb::KeySpec::Rsa3072.into(),
                 key_usage: pb::KeyUsage::EncryptDecrypt.into(),
                 key_description: "key_description".into(),
-                origin: "kms".into()
+                origin: "kms".into(),
+                keystore_id: "0".into()
             }),
             &pb::CreateKeyResponse {
                 key_info: Some(pb::CreatedKey {
