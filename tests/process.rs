@@ -83,6 +83,22 @@ fn dev_writes_ten_names_and_keeps_its_secrets_to_its_owner() {
 }
 
 #[tokio::test]
+async fn a_server_serves_what_dev_made_by_the_configuration_that_dev_wrote() {
+    let dir = TempDir::new().unwrap();
+    let dev = Dev::start(dir.path(), &[]);
+    let token = dev.token().to_owned();
+    let sealed = encrypt(dev.at, &token, dev.key(), "made by dev").await;
+    dev.program.stop();
+    let config = dir.path().join("kmsgate.toml");
+    assert_eq!(mode(&config), 0o600);
+
+    let (_program, at) = Program::serve(["serve", "--config", config.to_str().unwrap()]);
+    let body = json!({ "cipher_text": sealed });
+    let opened = call(at.rest, &token, "decrypt-data", &body).await;
+    assert_eq!(opened.json()["plain_text"], "made by dev");
+}
+
+#[tokio::test]
 async fn dev_shows_a_request_and_its_answer_and_lines_that_work_when_pasted() {
     let dir = TempDir::new().unwrap();
     let dev = Dev::start(dir.path(), &[]);

@@ -50,7 +50,9 @@ impl Dev {
         let stop = stop_signal()?;
         let files = Files::new(&self.data);
         let credentials = files.prepare()?;
-        let mut config = Config::parse(&files.config(&self))?;
+        let config = files.config(&self);
+        write(&files.path("kmsgate.toml"), &config)?;
+        let mut config = Config::parse(&config)?;
         config.shutdown.lag = std::time::Duration::ZERO;
         let server = Server::build(&config)?;
         let listeners = Listeners::bind(&config).await?;
@@ -182,7 +184,7 @@ impl Files {
         }))
     }
 
-    /// The configuration, also written down for `kmsgate serve`.
+    /// The configuration, for this server and for `kmsgate serve`.
     fn config(&self, asked: &Dev) -> String {
         let path = |name| toml::Value::from(self.path(name).display().to_string());
         format!(
