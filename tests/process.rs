@@ -19,6 +19,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use kmsgate::crypto::root::RootKey;
+
 use crate::program::{
     Addresses, Dev, ENTRY, Grpc, PATIENCE, PROJECT, Program, Site, TOKEN, call, done, entry, fetch,
     read_env, refused, run, send,
@@ -96,6 +98,23 @@ async fn a_server_serves_what_dev_made_by_the_configuration_that_dev_wrote() {
     let body = json!({ "cipher_text": sealed });
     let opened = call(at.rest, &token, "decrypt-data", &body).await;
     assert_eq!(opened.json()["plain_text"], "made by dev");
+}
+
+#[test]
+fn dev_says_so_when_the_store_is_of_another_root_key() {
+    let dir = TempDir::new().unwrap();
+    Dev::start(dir.path(), &[]).program.stop();
+    let root = dir.path().join("root.key");
+    fs::remove_file(&root).unwrap();
+    RootKey::create(&root).unwrap();
+    let free = "127.0.0.1:0";
+    let ports = ["--grpc", free, "--rest", free, "--admin", free];
+    let data = ["dev", "--data", dir.path().to_str().unwrap()];
+    let reason = refused([&data[..], &ports].concat(), b"");
+    assert!(
+        reason.contains("was not written under this root key"),
+        "{reason}"
+    );
 }
 
 #[tokio::test]
