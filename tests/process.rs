@@ -7,6 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -115,6 +116,24 @@ fn dev_says_so_when_the_store_is_of_another_root_key() {
         reason.contains("was not written under this root key"),
         "{reason}"
     );
+}
+
+#[test]
+fn the_lines_to_paste_quote_a_path_that_a_shell_would_take_apart() {
+    let dir = TempDir::new().unwrap();
+    let data = dir.path().join("a b's $HOME");
+    let dev = Dev::start(&data, &[]);
+    let mut pasted = dev.greeting.lines().filter(|line| line.contains(" && "));
+    for line in [pasted.next().unwrap(), pasted.next().unwrap()] {
+        let (source, _) = line.split_once(" && ").unwrap();
+        let script = format!("{source} && echo $KMSGATE_TOKEN");
+        let shell = Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&shell.stdout).trim(),
+            dev.token(),
+            "{source}"
+        );
+    }
 }
 
 #[tokio::test]

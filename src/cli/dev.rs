@@ -227,13 +227,19 @@ impl Files {
         write(&self.path("dev.env"), &text)
     }
 
-    /// `dev.env` as a shell sources it: a path with a slash in it.
+    /// `dev.env` as a shell sources it: a path with a slash in it, quoted if it needs to be.
     fn env_to_source(&self) -> String {
         let path = self.path("dev.env").display().to_string();
-        if path.contains('/') {
+        let path = if path.contains('/') {
             path
         } else {
             format!("./{path}")
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        if path.chars().all(plain) {
+            path
+        } else {
+            format!("'{}'", path.replace('\'', r"'\''"))
         }
     }
 }
