@@ -474,6 +474,11 @@ async fn a_key_lives_its_life_on_the_command_line() {
     ] {
         assert!(described.contains(line), "{described}");
     }
+    let made = described
+        .lines()
+        .find_map(|line| line.strip_prefix("made         "));
+    let made: toml::value::Datetime = made.unwrap().parse().unwrap();
+    assert!(made.date.unwrap().year >= 2025, "{described}");
     let listed = key(&["list"]);
     assert_eq!(listed.lines().count(), 5, "{listed}");
     assert!(
