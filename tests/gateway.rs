@@ -117,7 +117,7 @@ async fn unknown_members_are_ignored() {
     for case in cases() {
         let mut body = case.body.clone();
         body["enterprise_project_id"] = json!("0");
-        body["keystore_id"] = json!(0);
+        body["auto_rotation"] = json!(0);
         body["vm_id"] = json!({"a": [1, -2.5, true, null, "x", {"b": []}]});
         assert!(message_of(&case, &body).await == case.request);
     }
@@ -701,26 +701,48 @@ async fn a_signature_is_refused_before_a_remote_upstream_is_asked() {
     for signature in [
         "SDK-HMAC-SHA256 Access=AK, SignedHeaders=host;x-sdk-date, Signature=00",
         "SDK-HMAC-SHA256 Credential=AK/20261123/r/kms/sdk_request, SignedHeaders=host, Signature=0",
+        "SDK-SM2-SM3 Access=AK, SignedHeaders=host;x-sdk-date, Signature=00",
+        "sdk-ecdsa-p256-sha256 é",
+        "V11-HMAC-SHA256 Credential=AK/20261123/r/kms, SignedHeaders=host, Signature=00",
     ] {
-        let headers = headers(&[("authorization", signature)]);
+        let signature = HeaderValue::from_bytes(signature.as_bytes()).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.append(AUTHORIZATION, signature.clone());
         let answer = post(&gateway, &path("encrypt-data"), headers, "{}").await;
-        answer.is(Kind::Unauthenticated, signature);
-        assert!(answer.message().contains("x-auth-token"), "{}", answer.body);
+        answer.is(Kind::Unauthenticated, &format!("{signature:?}"));
+        assert!(
+            answer.message().contains("use x-auth-token"),
+            "{}",
+            answer.body
+        );
     }
     assert!(stub.seen.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn other_schemes_are_not_forwarded() {
+async fn other_schemes_and_several_credentials_are_the_upstreams_to_refuse() {
     let stub = Arc::new(Stub::default());
     let gateway = remote(serve(&stub).await, TEN_SECONDS);
-    for value in ["Basic dTpw", "Bearerx y", "", "é"] {
+    let signature = "SDK-HMAC-SHA256 Access=AK, SignedHeaders=host, Signature=00";
+    for sent in [
+        &[("authorization", "Basic dTpw")][..],
+        &[("authorization", "Bearerx y")],
+        &[("authorization", "")],
+        &[("authorization", "é")],
+        &[("x-auth-token", "T"), ("authorization", "Basic dTpw")],
+        &[("x-auth-token", "T"), ("authorization", signature)],
+        &[("authorization", signature), ("authorization", "Bearer B")],
+    ] {
         let mut headers = HeaderMap::new();
-        let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
-        headers.insert(AUTHORIZATION, value.clone());
-        post(&gateway, &path("encrypt-data"), headers, "{}").await;
-        let metadata = stub.last().metadata;
-        assert!(metadata.get("authorization").is_none(), "{value:?}");
+        for (name, value) in sent {
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        post(&gateway, &path("encrypt-data"), headers.clone(), "{}").await;
+        let forwarded = stub.last().metadata.into_headers();
+        for name in ["x-auth-token", "authorization"] {
+            let (got, sent) = (forwarded.get_all(name), headers.get_all(name));
+            assert!(got.iter().eq(sent.iter()), "{name}: {sent:?}");
+        }
     }
 }
 
@@ -983,6 +1005,7 @@ fn cases() -> Vec<Case> {
                 "key_usage": "ENCRYPT_DECRYPT",
                 "key_description": "key_description",
                 "origin": "kms",
+                "keystore_id": "0",
                 "sequence": SEQUENCE,
             }),
             &request!(CreateKeyRequest {
@@ -990,7 +1013,8 @@ fn cases() -> Vec<Case> {
                 key_spec: pb::KeySpec::Rsa3072.into(),
                 key_usage: pb::KeyUsage::EncryptDecrypt.into(),
                 key_description: "key_description".into(),
-                origin: "kms".into()
+                origin: "kms".into(),
+                keystore_id: "0".into()
             }),
             &pb::CreateKeyResponse {
                 key_info: Some(pb::CreatedKey {

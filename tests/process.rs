@@ -7,6 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -18,6 +19,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+use kmsgate::crypto::root::RootKey;
 
 use crate::program::{
     Addresses, Dev, ENTRY, Grpc, PATIENCE, PROJECT, Program, Site, TOKEN, call, done, entry, fetch,
@@ -79,6 +82,57 @@ fn dev_writes_ten_names_and_keeps_its_secrets_to_its_owner() {
     assert_eq!(mode(&data), 0o700);
     for file in ["dev.env", "root.key", "tokens.toml", "access-keys.toml"] {
         assert_eq!(mode(&data.join(file)), 0o600, "{file}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_serves_what_dev_made_by_the_configuration_that_dev_wrote() {
+    let dir = TempDir::new().unwrap();
+    let dev = Dev::start(dir.path(), &[]);
+    let token = dev.token().to_owned();
+    let sealed = encrypt(dev.at, &token, dev.key(), "made by dev").await;
+    dev.program.stop();
+    let config = dir.path().join("kmsgate.toml");
+    assert_eq!(mode(&config), 0o600);
+
+    let (_program, at) = Program::serve(["serve", "--config", config.to_str().unwrap()]);
+    let body = json!({ "cipher_text": sealed });
+    let opened = call(at.rest, &token, "decrypt-data", &body).await;
+    assert_eq!(opened.json()["plain_text"], "made by dev");
+}
+
+#[test]
+fn dev_says_so_when_the_store_is_of_another_root_key() {
+    let dir = TempDir::new().unwrap();
+    Dev::start(dir.path(), &[]).program.stop();
+    let root = dir.path().join("root.key");
+    fs::remove_file(&root).unwrap();
+    RootKey::create(&root).unwrap();
+    let free = "127.0.0.1:0";
+    let ports = ["--grpc", free, "--rest", free, "--admin", free];
+    let data = ["dev", "--data", dir.path().to_str().unwrap()];
+    let reason = refused([&data[..], &ports].concat(), b"");
+    assert!(
+        reason.contains("was not written under this root key"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn the_lines_to_paste_quote_a_path_that_a_shell_would_take_apart() {
+    let dir = TempDir::new().unwrap();
+    let data = dir.path().join("a b's $HOME");
+    let dev = Dev::start(&data, &[]);
+    let mut pasted = dev.greeting.lines().filter(|line| line.contains(" && "));
+    for line in [pasted.next().unwrap(), pasted.next().unwrap()] {
+        let (source, _) = line.split_once(" && ").unwrap();
+        let script = format!("{source} && echo $KMSGATE_TOKEN");
+        let shell = Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&shell.stdout).trim(),
+            dev.token(),
+            "{source}"
+        );
     }
 }
 
@@ -420,6 +474,11 @@ async fn a_key_lives_its_life_on_the_command_line() {
     ] {
         assert!(described.contains(line), "{described}");
     }
+    let made = described
+        .lines()
+        .find_map(|line| line.strip_prefix("made         "));
+    let made: toml::value::Datetime = made.unwrap().parse().unwrap();
+    assert!(made.date.unwrap().year >= 2025, "{described}");
     let listed = key(&["list"]);
     assert_eq!(listed.lines().count(), 5, "{listed}");
     assert!(
@@ -602,6 +661,27 @@ async fn a_gateway_serves_rest_for_a_remote_server() {
         (403, "KMS.0302")
     );
     assert_eq!(fetch(front.admin, "/readyz").await.text, "ok\n");
+
+    // Two credentials, one of another kind, and none are refused as the server itself does.
+    for (headers, code) in [
+        (
+            &[("x-auth-token", TOKEN), ("authorization", "Basic dTpw")][..],
+            "KMS.0302",
+        ),
+        (&[("authorization", "Basic dTpw")], "APIGW.0301"),
+        (&[], "APIGW.0301"),
+    ] {
+        let ask = async |rest: SocketAddr| {
+            let mut request = Request::post(format!("http://{rest}/v1.0/{PROJECT}/kms/list-keys"));
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            send(request.body(Full::from("{}")).unwrap()).await
+        };
+        let (direct, through) = (ask(at.rest).await, ask(front.rest).await);
+        assert_eq!(through.code(), code, "{headers:?}");
+        assert_eq!((through.status, through.text), (direct.status, direct.text));
+    }
 
     // A signature covers a request that the upstream never sees.
     let url = format!("http://{}/v1.0/{PROJECT}/kms/list-keys", front.rest);

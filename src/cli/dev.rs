@@ -50,9 +50,12 @@ impl Dev {
         let stop = stop_signal()?;
         let files = Files::new(&self.data);
         let credentials = files.prepare()?;
-        let mut config = Config::parse(&files.config(&self))?;
+        let config = files.config(&self);
+        write(&files.path("kmsgate.toml"), &config)?;
+        let mut config = Config::parse(&config)?;
         config.shutdown.lag = std::time::Duration::ZERO;
         let server = Server::build(&config)?;
+        server.check_store().await?;
         let listeners = Listeners::bind(&config).await?;
 
         let project = PROJECT.parse()?;
@@ -182,7 +185,7 @@ impl Files {
         }))
     }
 
-    /// The configuration, also written down for `kmsgate serve`.
+    /// The configuration, for this server and for `kmsgate serve`.
     fn config(&self, asked: &Dev) -> String {
         let path = |name| toml::Value::from(self.path(name).display().to_string());
         format!(
@@ -224,13 +227,19 @@ impl Files {
         write(&self.path("dev.env"), &text)
     }
 
-    /// `dev.env` as a shell sources it: a path with a slash in it.
+    /// `dev.env` as a shell sources it: a path with a slash in it, quoted if it needs to be.
     fn env_to_source(&self) -> String {
         let path = self.path("dev.env").display().to_string();
-        if path.contains('/') {
+        let path = if path.contains('/') {
             path
         } else {
             format!("./{path}")
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        if path.chars().all(plain) {
+            path
+        } else {
+            format!("'{}'", path.replace('\'', r"'\''"))
         }
     }
 }

@@ -217,13 +217,63 @@ async fn describe(client: Client, key_id: String) -> Result<(), Failure> {
     say(format!("usage        {}", key.key_usage().as_str_name()))?;
     say(format!("state        {}", key.key_state().as_str_name()))?;
     say(format!("version      {}", key.key_version))?;
-    say(format!("made         {} ms since 1970", key.creation_date))?;
+    say(format!("made         {}", rfc_3339(key.creation_date)))?;
     if let Some(due) = key.scheduled_deletion_date {
-        say(format!("destroyed    {due} ms since 1970"))?;
+        say(format!("destroyed    {}", rfc_3339(due)))?;
     }
     Ok(())
 }
 
 fn say_state(state: pb::KeyState) -> Result<(), Failure> {
     say(state.as_str_name())
+}
+
+/// Milliseconds since 1970 as a date and a time of day in UTC (RFC 3339), to the second.
+fn rfc_3339(millis: i64) -> String {
+    /// The Gregorian calendar repeats after so many days, which are 400 years.
+    const CYCLE: i64 = 146_097;
+    /// From 1 March of the year 0 to 1 January 1970.
+    const BEFORE_1970: i64 = 719_468;
+
+    let seconds = millis.div_euclid(1000);
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Years that begin in March have their leap day at the end, where it shifts no month.
+    let days = days + BEFORE_1970;
+    let (cycle, day) = (days.div_euclid(CYCLE), days.rem_euclid(CYCLE));
+    let year = (day - day / 1460 + day / 36_524 - day / (CYCLE - 1)) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    // From March on, every five months have 153 days.
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 {
+        (month + 3, 0)
+    } else {
+        (month - 9, 1)
+    };
+    let year = 400 * cycle + year + next;
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_reads_as_date_1_writes_it() {
+        // `date -u -d @SECONDS +%FT%TZ`, GNU coreutils.
+        for (millis, date) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59Z"),
+            (946_684_799_999, "1999-12-31T23:59:59Z"),
+            (951_825_600_000, "2000-02-29T12:00:00Z"),
+            (951_868_800_000, "2000-03-01T00:00:00Z"),
+            (1_795_416_808_124, "2026-11-23T06:53:28Z"),
+            (4_107_542_399_000, "2100-02-28T23:59:59Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00Z"),
+            (253_402_300_799_000, "9999-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(rfc_3339(millis), date, "{millis}");
+        }
+    }
 }

@@ -96,7 +96,15 @@ impl FromJson for pb::DecryptDataRequest {
 
 impl FromJson for pb::CreateKeyRequest {
     fn from_json(project_id: String, body: &[u8]) -> Result<Self, Error> {
-        let [alias, spec, usage, description, sequence, origin] = members(
+        let [
+            alias,
+            spec,
+            usage,
+            description,
+            sequence,
+            origin,
+            keystore_id,
+        ] = members(
             body,
             [
                 "key_alias",
@@ -105,6 +113,7 @@ impl FromJson for pb::CreateKeyRequest {
                 "key_description",
                 "sequence",
                 "origin",
+                "keystore_id",
             ],
         )?;
         Ok(Self {
@@ -115,6 +124,7 @@ impl FromJson for pb::CreateKeyRequest {
             key_description: text(description),
             sequence: text(sequence),
             origin: text(origin),
+            keystore_id: text(keystore_id),
         })
     }
 }

@@ -1,7 +1,8 @@
 //! The services of a remote kmsgate, for a gateway in a process of its own.
 //!
-//! A call is forwarded once, with the credential, the trace context and the time that is left, and
-//! nothing else of what the caller sent. Failures come back as they are: those of the remote
+//! A call is forwarded once, with the credentials, the trace context and the time that is left, and
+//! nothing else of what the caller sent. Whoever sends several credentials is refused by the
+//! upstream, which therefore gets all of them. Failures come back as they are: those of the remote
 //! service carry their row, and `refusal` tells any other as 504 or 502.
 
 use std::time::Duration;
@@ -16,7 +17,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use http_body_util::combinators::MapFrame;
 use tokio::time::timeout;
-use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Extensions, Request, Response, Status};
 use tower::ServiceExt;
@@ -31,7 +32,13 @@ use crate::grpc::pb::key_service_server::KeyService;
 
 /// What is forwarded as it is. The request id is the one that the layers in front gave; the
 /// upstream so far gives the request another in its own log.
-const FORWARDED: [&str; 4] = ["x-auth-token", "traceparent", "tracestate", "x-request-id"];
+const FORWARDED: [&str; 5] = [
+    "x-auth-token",
+    "authorization",
+    "traceparent",
+    "tracestate",
+    "x-request-id",
+];
 
 /// The most bytes of an answer about data. A request needs no bound here: the body that it was made
 /// of had one, and a message that is nevertheless too long is the upstream's to refuse.
@@ -73,15 +80,10 @@ impl Upstream {
                 ours.append(name, value.clone());
             }
         }
-        for value in theirs.get_all("authorization") {
-            let scheme = scheme(value);
-            if scheme.eq_ignore_ascii_case("Bearer") {
-                ours.append("authorization", value.clone());
-            } else if scheme.contains("-HMAC-") {
-                return Err(Error::from(Kind::Unauthenticated).detail(
-                    "AK/SK signatures cannot be verified behind this gateway, use x-auth-token",
-                ));
-            }
+        if is_signed(&ours) {
+            return Err(Error::from(Kind::Unauthenticated).detail(
+                "AK/SK signatures cannot be verified behind this gateway, use x-auth-token",
+            ));
         }
         let limit = time_left(&theirs).map_or(self.timeout, |left| left.min(self.timeout));
         let mut request = Request::from_parts(ours, Extensions::default(), message);
@@ -132,10 +134,16 @@ forward! { KeyService by keys:
     confirm_clock(ConfirmClockRequest) -> ConfirmClockResponse;
 }
 
-/// The scheme of an `authorization` value; empty if the value is not text.
-fn scheme(authorization: &AsciiMetadataValue) -> &str {
-    let text = authorization.to_str().unwrap_or_default();
-    text.split(' ').next().unwrap_or_default()
+/// Whether the one credential is a signature: the algorithms of Huawei's all begin with `SDK-` or
+/// `V11-`. It covers an HTTP request that the upstream never sees.
+fn is_signed(metadata: &MetadataMap) -> bool {
+    let mut values = metadata.get_all("authorization").iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return false;
+    };
+    let scheme = value.as_encoded_bytes().get(..4).unwrap_or_default();
+    let signed = scheme.eq_ignore_ascii_case(b"SDK-") || scheme.eq_ignore_ascii_case(b"V11-");
+    signed && !metadata.contains_key("x-auth-token")
 }
 
 /// The time that the caller gives, if it says so as gRPC does: at most 8 digits and a unit.

@@ -28,6 +28,7 @@ impl KeyService for Server {
                 key_description,
                 sequence,
                 origin,
+                keystore_id,
             } = message;
             call.project(&project_id)?;
             call.sequence(&sequence)?;
@@ -40,6 +41,9 @@ impl KeyService for Server {
             };
             if !["", "kms"].contains(&&*origin) {
                 return Err(unknown("origin"));
+            }
+            if !["", "0"].contains(&&*keystore_id) {
+                return Err(unknown("keystore_id"));
             }
 
             let key = self.kms.create(call, new).await?;

@@ -283,8 +283,8 @@ impl Server {
         Ok(())
     }
 
-    /// Refuses to serve a store that was written under another root key: every request would fail.
-    async fn check_store(&self) -> Result<(), StartError> {
+    /// Refuses a store that was written under another root key: every request would fail.
+    pub async fn check_store(&self) -> Result<(), StartError> {
         match self.kms.store.get(&Address::Clock).await {
             Err(StoreError::Corrupt(_)) => Err(StartError::WrongRootKey),
             Err(error) => Err(StartError::Store("the key store".to_owned(), error)),

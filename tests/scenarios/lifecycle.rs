@@ -74,7 +74,8 @@ async fn a_key_is_made_of_a_spec_for_a_usage() {
             let new = create(&crate::fresh_alias())
                 .with("key_spec", spec)
                 .with("key_usage", usage)
-                .with("origin", "kms");
+                .with("origin", "kms")
+                .with("keystore_id", "0");
             let key = made(face, &new).await;
             let told = face.done(&on("describe-key", &key)).await;
             assert_eq!(told["key_info"]["key_spec"], spec_told);
@@ -92,6 +93,8 @@ async fn a_key_is_made_of_a_spec_for_a_usage() {
             ("key_usage", "encrypt"),
             ("origin", "external"),
             ("origin", "KMS"),
+            ("keystore_id", "x"),
+            ("keystore_id", "00"),
         ] {
             let call = create("refused").with(field, value);
             face.refused(Kind::InvalidParameter, &call).await;
