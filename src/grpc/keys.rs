@@ -7,7 +7,7 @@ use crate::domain::key::{KeyAlias, KeyDescription, KeySpec, KeyState, KeyUsage, 
 use crate::error::{Error, Kind};
 use crate::grpc::pb;
 use crate::grpc::pb::key_service_server::KeyService;
-use crate::grpc::{Server, end, required, unknown};
+use crate::grpc::{Server, end, finished, required, unknown};
 use crate::service::{ListKeys, NewKey};
 use crate::store::KeyRecord;
 
@@ -17,45 +17,49 @@ impl KeyService for Server {
         &self,
         request: Request<pb::CreateKeyRequest>,
     ) -> Result<Response<pb::CreateKeyResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::CreateKey)?;
-        let call = &mut begun;
-        let answer = async {
-            let pb::CreateKeyRequest {
-                project_id,
-                key_alias,
-                key_spec,
-                key_usage,
-                key_description,
-                sequence,
-                origin,
-                keystore_id,
-            } = message;
-            call.project(&project_id)?;
-            call.sequence(&sequence)?;
-            let new = NewKey {
-                alias: alias(key_alias)?,
-                description: description(&key_description)?,
-                spec: spec(key_spec)?.unwrap_or(KeySpec::Aes256),
-                usage: usage(key_usage)?,
-                key_id: None,
-            };
-            if !["", "kms"].contains(&&*origin) {
-                return Err(unknown("origin"));
-            }
-            if !["", "0"].contains(&&*keystore_id) {
-                return Err(unknown("keystore_id"));
-            }
+        let server = self.clone();
+        finished(async move {
+            let (mut begun, message) = server.begin(request, Action::CreateKey)?;
+            let call = &mut begun;
+            let answer = async {
+                let pb::CreateKeyRequest {
+                    project_id,
+                    key_alias,
+                    key_spec,
+                    key_usage,
+                    key_description,
+                    sequence,
+                    origin,
+                    keystore_id,
+                } = message;
+                call.project(&project_id)?;
+                call.sequence(&sequence)?;
+                let new = NewKey {
+                    alias: alias(key_alias)?,
+                    description: description(&key_description)?,
+                    spec: spec(key_spec)?.unwrap_or(KeySpec::Aes256),
+                    usage: usage(key_usage)?,
+                    key_id: None,
+                };
+                if !["", "kms"].contains(&&*origin) {
+                    return Err(unknown("origin"));
+                }
+                if !["", "0"].contains(&&*keystore_id) {
+                    return Err(unknown("keystore_id"));
+                }
 
-            let key = self.kms.create(call, new).await?;
-            Ok(pb::CreateKeyResponse {
-                key_info: Some(pb::CreatedKey {
-                    key_id: key.key_id.to_string(),
-                    domain_id: self.domain_id(&key),
-                }),
-            })
-        };
-        let answer = answer.await;
-        end(begun, answer)
+                let key = server.kms.create(call, new).await?;
+                Ok(pb::CreateKeyResponse {
+                    key_info: Some(pb::CreatedKey {
+                        key_id: key.key_id.to_string(),
+                        domain_id: server.domain_id(&key),
+                    }),
+                })
+            };
+            let answer = answer.await;
+            end(begun, answer)
+        })
+        .await
     }
 
     async fn describe_key(
@@ -124,110 +128,126 @@ impl KeyService for Server {
         &self,
         request: Request<pb::EnableKeyRequest>,
     ) -> Result<Response<pb::EnableKeyResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::EnableKey)?;
-        let call = &mut begun;
-        let answer = async {
-            let pb::EnableKeyRequest {
-                project_id,
-                key_id,
-                sequence,
-            } = message;
-            call.project(&project_id)?;
-            call.sequence(&sequence)?;
-            let key_id = call.key_id(&key_id)?;
+        let server = self.clone();
+        finished(async move {
+            let (mut begun, message) = server.begin(request, Action::EnableKey)?;
+            let call = &mut begun;
+            let answer = async {
+                let pb::EnableKeyRequest {
+                    project_id,
+                    key_id,
+                    sequence,
+                } = message;
+                call.project(&project_id)?;
+                call.sequence(&sequence)?;
+                let key_id = call.key_id(&key_id)?;
 
-            let state = self.kms.enable(call, key_id).await?;
-            Ok(pb::EnableKeyResponse {
-                key_info: Some(pb::KeyStateInfo {
-                    key_id: key_id.to_string(),
-                    key_state: state.code().into(),
-                }),
-            })
-        };
-        let answer = answer.await;
-        end(begun, answer)
+                let state = server.kms.enable(call, key_id).await?;
+                Ok(pb::EnableKeyResponse {
+                    key_info: Some(pb::KeyStateInfo {
+                        key_id: key_id.to_string(),
+                        key_state: state.code().into(),
+                    }),
+                })
+            };
+            let answer = answer.await;
+            end(begun, answer)
+        })
+        .await
     }
 
     async fn disable_key(
         &self,
         request: Request<pb::DisableKeyRequest>,
     ) -> Result<Response<pb::DisableKeyResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::DisableKey)?;
-        let call = &mut begun;
-        let answer = async {
-            let pb::DisableKeyRequest {
-                project_id,
-                key_id,
-                sequence,
-            } = message;
-            call.project(&project_id)?;
-            call.sequence(&sequence)?;
-            let key_id = call.key_id(&key_id)?;
+        let server = self.clone();
+        finished(async move {
+            let (mut begun, message) = server.begin(request, Action::DisableKey)?;
+            let call = &mut begun;
+            let answer = async {
+                let pb::DisableKeyRequest {
+                    project_id,
+                    key_id,
+                    sequence,
+                } = message;
+                call.project(&project_id)?;
+                call.sequence(&sequence)?;
+                let key_id = call.key_id(&key_id)?;
 
-            let state = self.kms.disable(call, key_id).await?;
-            Ok(pb::DisableKeyResponse {
-                key_info: Some(pb::KeyStateInfo {
-                    key_id: key_id.to_string(),
-                    key_state: state.code().into(),
-                }),
-            })
-        };
-        let answer = answer.await;
-        end(begun, answer)
+                let state = server.kms.disable(call, key_id).await?;
+                Ok(pb::DisableKeyResponse {
+                    key_info: Some(pb::KeyStateInfo {
+                        key_id: key_id.to_string(),
+                        key_state: state.code().into(),
+                    }),
+                })
+            };
+            let answer = answer.await;
+            end(begun, answer)
+        })
+        .await
     }
 
     async fn schedule_key_deletion(
         &self,
         request: Request<pb::ScheduleKeyDeletionRequest>,
     ) -> Result<Response<pb::ScheduleKeyDeletionResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::ScheduleKeyDeletion)?;
-        let call = &mut begun;
-        let answer = async {
-            let pb::ScheduleKeyDeletionRequest {
-                project_id,
-                key_id,
-                pending_days,
-                sequence,
-            } = message;
-            call.project(&project_id)?;
-            call.sequence(&sequence)?;
-            let key_id = call.key_id(&key_id)?;
-            let wait = pending(pending_days)?;
+        let server = self.clone();
+        finished(async move {
+            let (mut begun, message) = server.begin(request, Action::ScheduleKeyDeletion)?;
+            let call = &mut begun;
+            let answer = async {
+                let pb::ScheduleKeyDeletionRequest {
+                    project_id,
+                    key_id,
+                    pending_days,
+                    sequence,
+                } = message;
+                call.project(&project_id)?;
+                call.sequence(&sequence)?;
+                let key_id = call.key_id(&key_id)?;
+                let wait = pending(pending_days)?;
 
-            let state = self.kms.schedule_deletion(call, key_id, wait).await?;
-            Ok(pb::ScheduleKeyDeletionResponse {
-                key_id: key_id.to_string(),
-                key_state: state.code().into(),
-            })
-        };
-        let answer = answer.await;
-        end(begun, answer)
+                let state = server.kms.schedule_deletion(call, key_id, wait).await?;
+                Ok(pb::ScheduleKeyDeletionResponse {
+                    key_id: key_id.to_string(),
+                    key_state: state.code().into(),
+                })
+            };
+            let answer = answer.await;
+            end(begun, answer)
+        })
+        .await
     }
 
     async fn cancel_key_deletion(
         &self,
         request: Request<pb::CancelKeyDeletionRequest>,
     ) -> Result<Response<pb::CancelKeyDeletionResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::CancelKeyDeletion)?;
-        let call = &mut begun;
-        let answer = async {
-            let pb::CancelKeyDeletionRequest {
-                project_id,
-                key_id,
-                sequence,
-            } = message;
-            call.project(&project_id)?;
-            call.sequence(&sequence)?;
-            let key_id = call.key_id(&key_id)?;
+        let server = self.clone();
+        finished(async move {
+            let (mut begun, message) = server.begin(request, Action::CancelKeyDeletion)?;
+            let call = &mut begun;
+            let answer = async {
+                let pb::CancelKeyDeletionRequest {
+                    project_id,
+                    key_id,
+                    sequence,
+                } = message;
+                call.project(&project_id)?;
+                call.sequence(&sequence)?;
+                let key_id = call.key_id(&key_id)?;
 
-            let state = self.kms.cancel_deletion(call, key_id).await?;
-            Ok(pb::CancelKeyDeletionResponse {
-                key_id: key_id.to_string(),
-                key_state: state.code().into(),
-            })
-        };
-        let answer = answer.await;
-        end(begun, answer)
+                let state = server.kms.cancel_deletion(call, key_id).await?;
+                Ok(pb::CancelKeyDeletionResponse {
+                    key_id: key_id.to_string(),
+                    key_state: state.code().into(),
+                })
+            };
+            let answer = answer.await;
+            end(begun, answer)
+        })
+        .await
     }
 
     async fn get_public_key(
@@ -260,103 +280,120 @@ impl KeyService for Server {
         &self,
         request: Request<pb::UpdateKeyAliasRequest>,
     ) -> Result<Response<pb::UpdateKeyAliasResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::UpdateKeyAlias)?;
-        let call = &mut begun;
-        let answer = async {
-            let pb::UpdateKeyAliasRequest {
-                project_id,
-                key_id,
-                key_alias,
-                sequence,
-            } = message;
-            call.project(&project_id)?;
-            call.sequence(&sequence)?;
-            let key_id = call.key_id(&key_id)?;
-            let alias = alias(key_alias)?;
+        let server = self.clone();
+        finished(async move {
+            let (mut begun, message) = server.begin(request, Action::UpdateKeyAlias)?;
+            let call = &mut begun;
+            let answer = async {
+                let pb::UpdateKeyAliasRequest {
+                    project_id,
+                    key_id,
+                    key_alias,
+                    sequence,
+                } = message;
+                call.project(&project_id)?;
+                call.sequence(&sequence)?;
+                let key_id = call.key_id(&key_id)?;
+                let alias = alias(key_alias)?;
 
-            self.kms.update_alias(call, key_id, &alias).await?;
-            Ok(pb::UpdateKeyAliasResponse {
-                key_info: Some(pb::KeyAliasInfo {
-                    key_id: key_id.to_string(),
-                    key_alias: alias.as_str().to_owned(),
-                }),
-            })
-        };
-        let answer = answer.await;
-        end(begun, answer)
+                server.kms.update_alias(call, key_id, &alias).await?;
+                Ok(pb::UpdateKeyAliasResponse {
+                    key_info: Some(pb::KeyAliasInfo {
+                        key_id: key_id.to_string(),
+                        key_alias: alias.as_str().to_owned(),
+                    }),
+                })
+            };
+            let answer = answer.await;
+            end(begun, answer)
+        })
+        .await
     }
 
     async fn update_key_description(
         &self,
         request: Request<pb::UpdateKeyDescriptionRequest>,
     ) -> Result<Response<pb::UpdateKeyDescriptionResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::UpdateKeyDescription)?;
-        let call = &mut begun;
-        let answer = async {
-            let pb::UpdateKeyDescriptionRequest {
-                project_id,
-                key_id,
-                key_description,
-                sequence,
-            } = message;
-            call.project(&project_id)?;
-            call.sequence(&sequence)?;
-            let key_id = call.key_id(&key_id)?;
-            let description = description(&required(key_description, "key_description")?)?;
+        let server = self.clone();
+        finished(async move {
+            let (mut begun, message) = server.begin(request, Action::UpdateKeyDescription)?;
+            let call = &mut begun;
+            let answer = async {
+                let pb::UpdateKeyDescriptionRequest {
+                    project_id,
+                    key_id,
+                    key_description,
+                    sequence,
+                } = message;
+                call.project(&project_id)?;
+                call.sequence(&sequence)?;
+                let key_id = call.key_id(&key_id)?;
+                let description = description(&required(key_description, "key_description")?)?;
 
-            self.kms
-                .update_description(call, key_id, &description)
-                .await?;
-            Ok(pb::UpdateKeyDescriptionResponse {
-                key_info: Some(pb::KeyDescriptionInfo {
-                    key_id: key_id.to_string(),
-                    key_description: description.as_str().to_owned(),
-                }),
-            })
-        };
-        let answer = answer.await;
-        end(begun, answer)
+                server
+                    .kms
+                    .update_description(call, key_id, &description)
+                    .await?;
+                Ok(pb::UpdateKeyDescriptionResponse {
+                    key_info: Some(pb::KeyDescriptionInfo {
+                        key_id: key_id.to_string(),
+                        key_description: description.as_str().to_owned(),
+                    }),
+                })
+            };
+            let answer = answer.await;
+            end(begun, answer)
+        })
+        .await
     }
 
     async fn rotate_on_demand(
         &self,
         request: Request<pb::RotateOnDemandRequest>,
     ) -> Result<Response<pb::RotateOnDemandResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::RotateOnDemand)?;
-        let call = &mut begun;
-        let answer = async {
-            let pb::RotateOnDemandRequest {
-                project_id,
-                key_id,
-                sequence,
-            } = message;
-            call.project(&project_id)?;
-            call.sequence(&sequence)?;
-            let key_id = call.key_id(&key_id)?;
+        let server = self.clone();
+        finished(async move {
+            let (mut begun, message) = server.begin(request, Action::RotateOnDemand)?;
+            let call = &mut begun;
+            let answer = async {
+                let pb::RotateOnDemandRequest {
+                    project_id,
+                    key_id,
+                    sequence,
+                } = message;
+                call.project(&project_id)?;
+                call.sequence(&sequence)?;
+                let key_id = call.key_id(&key_id)?;
 
-            let version = self.kms.rotate(call, key_id).await?;
-            Ok(pb::RotateOnDemandResponse {
-                key_id: key_id.to_string(),
-                key_version: version.get(),
-            })
-        };
-        let answer = answer.await;
-        end(begun, answer)
+                let version = server.kms.rotate(call, key_id).await?;
+                Ok(pb::RotateOnDemandResponse {
+                    key_id: key_id.to_string(),
+                    key_version: version.get(),
+                })
+            };
+            let answer = answer.await;
+            end(begun, answer)
+        })
+        .await
     }
 
     async fn confirm_clock(
         &self,
         request: Request<pb::ConfirmClockRequest>,
     ) -> Result<Response<pb::ConfirmClockResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::ConfirmClock)?;
-        let call = &mut begun;
-        let answer = async {
-            let pb::ConfirmClockRequest {} = message;
-            let now = self.kms.confirm_clock(call).await?;
-            Ok(pb::ConfirmClockResponse { now: now.0 })
-        };
-        let answer = answer.await;
-        end(begun, answer)
+        let server = self.clone();
+        finished(async move {
+            let (mut begun, message) = server.begin(request, Action::ConfirmClock)?;
+            let call = &mut begun;
+            let answer = async {
+                let pb::ConfirmClockRequest {} = message;
+                let now = server.kms.confirm_clock(call).await?;
+                Ok(pb::ConfirmClockResponse { now: now.0 })
+            };
+            let answer = answer.await;
+            end(begun, answer)
+        })
+        .await
     }
 }
 

@@ -3,7 +3,7 @@
 //! Every method reads the same way: begin a call, take the message apart, call one use case, put
 //! the answer together, end the call. A message is taken apart field by field, so that a new field
 //! cannot be forgotten. The project is checked first, then the fields in the order in which they
-//! stand in the schema.
+//! stand in the schema. A method that changes something goes on when its caller goes away.
 
 mod crypto;
 mod keys;
@@ -70,6 +70,15 @@ impl Server {
 /// Ends a call with its answer.
 fn end<A>(call: Call<'_>, answer: Result<A, Error>) -> Result<Response<A>, Status> {
     Ok(Response::new(call.end(answer)?))
+}
+
+/// Does `work` to its end, also if the caller goes away meanwhile, so that a change that was begun is
+/// made or refused, and the audit is told which.
+async fn finished<A: Send + 'static>(
+    work: impl Future<Output = Result<Response<A>, Status>> + Send + 'static,
+) -> Result<Response<A>, Status> {
+    let lost = |error| Error::from(Kind::Internal).caused_by(error);
+    tokio::spawn(work).await.map_err(lost)?
 }
 
 /// A required text, which may not be empty.

@@ -3,6 +3,8 @@
 
 use kmsgate::error::Kind;
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::concurrency::slow_call;
 use crate::face::framed;
@@ -167,6 +169,28 @@ async fn a_call_that_its_caller_abandons_is_kept_as_cancelled() {
     };
     world.audited_until(cancelled).await;
     grpc.done(&encrypt(DOCUMENTED, "x")).await;
+}
+
+#[tokio::test]
+async fn a_change_that_its_caller_abandons_is_made_and_kept_as_done() {
+    let world = World::start().await;
+    let rest = world.rest();
+    for _ in 0..20 {
+        let key = aes_key(&rest).await;
+        rest.done(&encrypt(&key, "x")).await;
+        let body = on("disable-key", &key).to_json();
+        let length = format!("content-length: {}\r\n", body.len());
+        let head = rest.head("POST", &rest.path("disable-key"), &length);
+        let mut stream = TcpStream::connect(rest.address).await.unwrap();
+        stream.write_all(&[head, body].concat()).await.unwrap();
+        drop(stream);
+
+        let disable = |line: &&Value| line["key_id"] == *key && line["action"] == "kms:cmk:disable";
+        let told = |lines: &[Value]| lines.iter().any(|line| disable(&line));
+        let lines = world.audited_until(told).await;
+        assert_eq!(lines.iter().find(disable).unwrap()["outcome"], "done");
+        rest.refused(Kind::KeyDisabled, &encrypt(&key, "x")).await;
+    }
 }
 
 fn code(line: &Value) -> &str {
