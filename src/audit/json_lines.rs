@@ -1,14 +1,15 @@
 //! Events as JSON, one a line, written by a thread of their own so that no request waits for a
 //! disk.
 //!
-//! The queue is bounded. If the sink stands still and the queue is full, an event is counted as
-//! lost and a log line says so, because a lost event must not go unnoticed.
+//! The queue is bounded. An event that finds it full, because the sink stands still, or that cannot
+//! be written is counted as lost and a log line says so, because a lost event must not go
+//! unnoticed.
 
 use std::fmt;
 use std::io::Write;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use serde_json::json;
@@ -24,33 +25,30 @@ const QUEUE: usize = 16_384;
 pub struct JsonLines {
     queue: Option<SyncSender<String>>,
     writer: Mutex<Option<JoinHandle<()>>>,
-    lost: AtomicU64,
+    lost: Arc<Lost>,
 }
 
 impl JsonLines {
     /// Writes to `out`.
-    pub fn new(mut out: impl Write + Send + 'static) -> std::io::Result<Self> {
+    pub fn new(out: impl Write + Send + 'static) -> std::io::Result<Self> {
         let (queue, events) = sync_channel::<String>(QUEUE);
+        let lost = Arc::new(Lost::default());
         let writer = std::thread::Builder::new()
             .name("audit".to_owned())
-            .spawn(move || {
-                for line in events {
-                    let written = out.write_all(line.as_bytes()).and_then(|()| out.flush());
-                    if let Err(error) = written {
-                        tracing::error!(%error, "cannot write the audit");
-                    }
-                }
+            .spawn({
+                let lost = Arc::clone(&lost);
+                move || write(out, &events, &lost)
             })?;
         Ok(Self {
             queue: Some(queue),
             writer: Mutex::new(Some(writer)),
-            lost: AtomicU64::new(0),
+            lost,
         })
     }
 
-    /// How many events found the queue full.
+    /// How many events were not kept.
     pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.lost.count()
     }
 }
 
@@ -60,11 +58,7 @@ impl Sink for JsonLines {
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
             queue.try_send(line(event))
         {
-            let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
-            // Once per power of two: a sink that stands still must not fill the log as well.
-            if lost.is_power_of_two() {
-                tracing::error!(lost, "the audit queue is full: events are lost");
-            }
+            self.lost.add("the queue is full");
         }
     }
 }
@@ -82,6 +76,41 @@ impl Drop for JsonLines {
 impl fmt::Debug for JsonLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JsonLines")
+    }
+}
+
+/// Writes every event, and returns when no more can come.
+fn write(mut out: impl Write, events: &Receiver<String>, lost: &Lost) {
+    let mut torn = false;
+    for line in events {
+        // A part of the event before may have been written, and must not swallow this one.
+        let end: &[u8] = if torn { b"\n" } else { b"" };
+        let written = out
+            .write_all(end)
+            .and_then(|()| out.write_all(line.as_bytes()))
+            .and_then(|()| out.flush());
+        torn = written.is_err();
+        if let Err(error) = written {
+            lost.add(error);
+        }
+    }
+}
+
+/// Counts the events that were not kept.
+#[derive(Default)]
+struct Lost(AtomicU64);
+
+impl Lost {
+    fn add(&self, reason: impl fmt::Display) {
+        let lost = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        // Once per power of two: a sink that stands still must not fill the log as well.
+        if lost.is_power_of_two() {
+            tracing::error!(lost, %reason, "events of the audit are lost");
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -203,6 +232,45 @@ mod tests {
         // The writer may have taken one event out of the queue before it stood still.
         assert!((99..=100).contains(&sink.lost()), "{}", sink.lost());
         drop(closed);
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_written_is_lost_and_takes_no_other_with_it() {
+        /// A disk with room for `room` more bytes, until it is emptied.
+        struct Disk {
+            room: usize,
+            written: Arc<Mutex<Vec<u8>>>,
+        }
+        impl Write for Disk {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                if self.room == 0 {
+                    self.room = usize::MAX;
+                    return Err(std::io::ErrorKind::StorageFull.into());
+                }
+                let fits = bytes.len().min(self.room);
+                self.room -= fits;
+                self.written.lock().unwrap().extend(&bytes[..fits]);
+                Ok(fits)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let written = Arc::default();
+        let (whole, torn) = (line(&EMPTY), 10);
+        let sink = JsonLines::new(Disk {
+            room: whole.len() + torn,
+            written: Arc::clone(&written),
+        });
+        let sink = sink.unwrap();
+        for _ in 0..3 {
+            sink.record(&EMPTY);
+        }
+        let lost = Arc::clone(&sink.lost);
+        drop(sink);
+        let expected = format!("{whole}{}\n{whole}", &whole[..torn]);
+        assert_eq!(written.lock().unwrap().as_slice(), expected.as_bytes());
+        assert_eq!(lost.count(), 1);
     }
 
     const EMPTY: Event<'_> = Event {
