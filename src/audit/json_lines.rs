@@ -3,11 +3,11 @@
 //!
 //! The queue is bounded. An event that finds it full, because the sink stands still, or that cannot
 //! be written is counted as lost and a log line says so, because a lost event must not go
-//! unnoticed.
+//! unnoticed. Refusals fill at most half of the queue.
 
 use std::fmt;
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -21,26 +21,40 @@ use crate::domain::request::Sequence;
 /// How many events may wait to be written.
 const QUEUE: usize = 16_384;
 
+/// How many of them may be refusals. Anybody can be refused as often as they like, and must not
+/// push out what was done.
+const REFUSALS: usize = QUEUE / 2;
+
 /// Writes events as JSON lines.
 pub struct JsonLines {
-    queue: Option<SyncSender<String>>,
+    queue: Option<SyncSender<Entry>>,
+    /// How many refusals wait in the queue.
+    refusals: Arc<AtomicUsize>,
     writer: Mutex<Option<JoinHandle<()>>>,
     lost: Arc<Lost>,
+}
+
+/// An event on its way.
+struct Entry {
+    line: String,
+    is_refusal: bool,
 }
 
 impl JsonLines {
     /// Writes to `out`.
     pub fn new(out: impl Write + Send + 'static) -> std::io::Result<Self> {
-        let (queue, events) = sync_channel::<String>(QUEUE);
+        let (queue, events) = sync_channel(QUEUE);
+        let refusals = Arc::new(AtomicUsize::new(0));
         let lost = Arc::new(Lost::default());
         let writer = std::thread::Builder::new()
             .name("audit".to_owned())
             .spawn({
-                let lost = Arc::clone(&lost);
-                move || write(out, &events, &lost)
+                let (refusals, lost) = (Arc::clone(&refusals), Arc::clone(&lost));
+                move || write(out, &events, &refusals, &lost)
             })?;
         Ok(Self {
             queue: Some(queue),
+            refusals,
             writer: Mutex::new(Some(writer)),
             lost,
         })
@@ -55,9 +69,21 @@ impl JsonLines {
 impl Sink for JsonLines {
     fn record(&self, event: &Event<'_>) {
         let Some(queue) = &self.queue else { return };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            queue.try_send(line(event))
+        let is_refusal = matches!(event.outcome, Outcome::Refused(_));
+        if is_refusal && self.refusals.fetch_add(1, Ordering::Relaxed) >= REFUSALS {
+            self.refusals.fetch_sub(1, Ordering::Relaxed);
+            return self.lost.add("too many refusals wait");
+        }
+        let entry = Entry {
+            line: line(event),
+            is_refusal,
+        };
+        if let Err(TrySendError::Full(entry) | TrySendError::Disconnected(entry)) =
+            queue.try_send(entry)
         {
+            if entry.is_refusal {
+                self.refusals.fetch_sub(1, Ordering::Relaxed);
+            }
             self.lost.add("the queue is full");
         }
     }
@@ -80,9 +106,12 @@ impl fmt::Debug for JsonLines {
 }
 
 /// Writes every event, and returns when no more can come.
-fn write(mut out: impl Write, events: &Receiver<String>, lost: &Lost) {
+fn write(mut out: impl Write, events: &Receiver<Entry>, refusals: &AtomicUsize, lost: &Lost) {
     let mut torn = false;
-    for line in events {
+    for Entry { line, is_refusal } in events {
+        if is_refusal {
+            refusals.fetch_sub(1, Ordering::Relaxed);
+        }
         // A part of the event before may have been written, and must not swallow this one.
         let end: &[u8] = if torn { b"\n" } else { b"" };
         let written = out
@@ -213,16 +242,6 @@ mod tests {
 
     #[test]
     fn a_sink_that_stands_still_holds_up_nobody_and_its_losses_are_counted() {
-        struct Stuck(Arc<Mutex<()>>);
-        impl Write for Stuck {
-            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-                let _wait = self.0.lock();
-                Ok(bytes.len())
-            }
-            fn flush(&mut self) -> std::io::Result<()> {
-                Ok(())
-            }
-        }
         let gate = Arc::new(Mutex::new(()));
         let closed = gate.lock().unwrap();
         let sink = JsonLines::new(Stuck(Arc::clone(&gate))).unwrap();
@@ -232,6 +251,37 @@ mod tests {
         // The writer may have taken one event out of the queue before it stood still.
         assert!((99..=100).contains(&sink.lost()), "{}", sink.lost());
         drop(closed);
+    }
+
+    #[test]
+    fn refusals_leave_room_for_what_was_done_and_get_theirs_back() {
+        let refusal = Event {
+            outcome: Outcome::Refused("APIGW.0301"),
+            ..EMPTY
+        };
+        let done = Event {
+            outcome: Outcome::Done,
+            ..EMPTY
+        };
+        let gate = Arc::new(Mutex::new(()));
+        let closed = gate.lock().unwrap();
+        let sink = JsonLines::new(Stuck(Arc::clone(&gate))).unwrap();
+        for _ in 0..2 * QUEUE {
+            sink.record(&refusal);
+        }
+        let lost = sink.lost();
+        let half = (2 * QUEUE - REFUSALS) as u64;
+        assert!((half - 1..=half).contains(&lost), "{lost}");
+        for _ in 0..QUEUE - REFUSALS {
+            sink.record(&done);
+        }
+        assert_eq!(sink.lost(), lost, "there is room for what was done");
+        drop(closed);
+        while sink.refusals.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
+        sink.record(&refusal);
+        assert_eq!(sink.lost(), lost, "there is room for refusals again");
     }
 
     #[test]
@@ -282,6 +332,18 @@ mod tests {
         key_id: None,
         outcome: Outcome::Cancelled,
     };
+
+    /// Stands still while the gate is closed.
+    struct Stuck(Arc<Mutex<()>>);
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _wait = self.0.lock();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
 
     struct Pipe(Sender<Vec<u8>>);
 
