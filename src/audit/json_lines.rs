@@ -163,10 +163,7 @@ fn line(event: &Event<'_>) -> String {
                 .map(str::to_owned),
         ),
         ("caller", event.caller.map(|caller| caller.name.to_string())),
-        (
-            "project_id",
-            event.caller.map(|caller| caller.project.to_string()),
-        ),
+        ("project_id", event.project.map(ToString::to_string)),
         (
             "action",
             event.action.map(|action| action.name().to_owned()),
@@ -209,6 +206,7 @@ mod tests {
             request_id: Some(RequestId::new(1)),
             sequence: Some("919c82d4-8046-4722-9094-35c3c6524cff".parse().unwrap()),
             caller: Some(&caller),
+            project: Some(&caller.project),
             action: Some(Action::DisableKey),
             key_id: Some("0d0466b0-e727-4d9c-b35d-f84bb474a37f".parse().unwrap()),
             outcome: Outcome::Refused("KMS.1301"),
@@ -227,6 +225,19 @@ mod tests {
             serde_json::from_str::<serde_json::Value>(&line).unwrap(),
             expected
         );
+    }
+
+    #[test]
+    fn what_no_caller_asked_for_names_its_project() {
+        let project = "p1".parse().unwrap();
+        let line = line(&Event {
+            project: Some(&project),
+            outcome: Outcome::Destroyed,
+            ..EMPTY
+        });
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let expected = json!({ "time": 0, "outcome": "destroyed", "project_id": "p1" });
+        assert_eq!(line, expected);
     }
 
     #[test]
@@ -328,6 +339,7 @@ mod tests {
         request_id: None,
         sequence: None,
         caller: None,
+        project: None,
         action: None,
         key_id: None,
         outcome: Outcome::Cancelled,

@@ -176,6 +176,7 @@ impl Common {
             request_id: Some(id),
             sequence: None,
             caller: context.map(|context| &*context.caller),
+            project: context.map(|context| &context.caller.project),
             action: None,
             key_id: None,
             outcome: Outcome::Refused(kind.row().code),
