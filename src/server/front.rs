@@ -28,7 +28,7 @@ use tower::Service;
 use crate::audit::{Event, Outcome};
 use crate::auth::{Chain, Evidence};
 use crate::config::Limits;
-use crate::domain::caller::Caller;
+use crate::domain::caller::{Action, Caller};
 use crate::domain::request::RequestId;
 use crate::error::{self, Error, Kind};
 use crate::gateway::Rest;
@@ -59,8 +59,8 @@ impl Face {
     }
 }
 
-/// The methods by which requests are counted, by their names in the schema. What is none of them
-/// counts as `other`.
+/// The methods by which requests are counted, by their names in the schema and in the order of
+/// their actions. What is none of them counts as `other`.
 const METHODS: [&str; 15] = [
     "EncryptData",
     "DecryptData",
@@ -164,7 +164,7 @@ impl Common {
     }
 
     /// Tells the audit of a refusal that no use case has told it of.
-    fn tell(&self, id: RequestId, context: Option<&Arc<Context>>, kind: Kind) {
+    fn tell(&self, id: RequestId, context: Option<&Arc<Context>>, method: usize, kind: Kind) {
         let Some(Guard { kms, .. }) = &self.guard else {
             return;
         };
@@ -177,7 +177,7 @@ impl Common {
             sequence: None,
             caller: context.map(|context| &*context.caller),
             project: context.map(|context| &context.caller.project),
-            action: None,
+            action: Action::ALL.get(method).copied(),
             key_id: None,
             outcome: Outcome::Refused(kind.row().code),
         });
@@ -358,7 +358,7 @@ impl Answer for Front {
             }
         };
         if let Some(kind) = kind {
-            common.tell(id, context.get(), kind);
+            common.tell(id, context.get(), method, kind);
         }
         let code = kind.and_then(|kind| common.codes.get(kind as usize).copied());
         let ended = Ended {
@@ -507,6 +507,12 @@ mod tests {
         for bad in ["", "S", "1", "1s", "-1S", "999999999S", "1 S", "+1S"] {
             assert_eq!(read(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn every_method_but_other_has_the_number_of_its_action() {
+        let actions = Action::ALL.iter().map(|action| format!("{action:?}"));
+        assert!(actions.eq(METHODS[..OTHER].iter().copied()));
     }
 
     #[test]

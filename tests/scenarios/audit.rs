@@ -109,6 +109,14 @@ async fn a_refusal_that_no_use_case_sees_is_kept_too() {
         assert_eq!(codes, expected.map(|kind| kind.row().code));
         assert!(lines.iter().all(|line| line["outcome"] == "refused"));
         assert_eq!(lines[0].get("caller"), None);
+        let actions: Vec<_> = lines.iter().map(|line| line.get("action")).collect();
+        assert!(
+            actions[..5]
+                .iter()
+                .all(|action| action.is_some_and(|action| action == "kms:cmk:encryptData")),
+            "{lines:#?}"
+        );
+        assert_eq!(actions[5], None, "the path names no action");
         assert_eq!(lines[3]["project_id"], *face.project);
     }
 }
