@@ -341,7 +341,7 @@ impl Answer for Front {
             // A timer looks at its work first, and fast work would be done after its deadline.
             Ok(limit) if begun.elapsed() >= limit => Err(Kind::DeadlineExceeded.into()),
             Ok(limit) => {
-                let work = caught(self.pass(request, id, &context));
+                let work = caught(id, self.pass(request, id, &context));
                 let in_time = tokio::time::timeout(limit, work).await;
                 in_time.unwrap_or_else(|_| Err(Kind::DeadlineExceeded.into()))
             }
@@ -462,6 +462,7 @@ fn header(id: RequestId) -> HeaderValue {
 /// Does `work`, and makes a failure of the one request out of a panic, so that the others on its
 /// connection go on.
 async fn caught(
+    id: RequestId,
     work: impl Future<Output = Result<Response<Body>, Error>>,
 ) -> Result<Response<Body>, Error> {
     let mut work = pin!(work);
@@ -469,7 +470,10 @@ async fn caught(
         let poll = || work.as_mut().poll(context);
         match std::panic::catch_unwind(AssertUnwindSafe(poll)) {
             Ok(poll) => poll,
-            Err(_) => Poll::Ready(Err(Kind::Internal.into())),
+            Err(_) => {
+                tracing::error!(request_id = %id, "a request panicked");
+                Poll::Ready(Err(Kind::Internal.into()))
+            }
         }
     })
     .await
@@ -494,6 +498,7 @@ impl Drop for InWork<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::tests::logged;
 
     #[test]
     fn a_grpc_timeout_has_up_to_eight_digits_and_a_unit() {
@@ -507,6 +512,19 @@ mod tests {
         for bad in ["", "S", "1", "1s", "-1S", "999999999S", "1 S", "+1S"] {
             assert_eq!(read(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_request_that_panics_fails_by_itself_and_is_logged_with_its_id() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let work = caught(RequestId::new(7), async { panic!("hunter2") });
+        let mut ended = None;
+        let lines = logged(|| ended = Some(runtime.unwrap().block_on(work)));
+        assert_eq!(ended.unwrap().unwrap_err().kind(), Kind::Internal);
+        assert!(lines.contains("ERROR"), "{lines}");
+        let request_id = format!("request_id={}", RequestId::new(7));
+        assert!(lines.contains(&request_id), "{lines}");
+        assert!(!lines.contains("hunter2"), "{lines}");
     }
 
     #[test]
