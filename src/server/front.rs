@@ -343,7 +343,13 @@ impl Answer for Front {
             Ok(limit) => {
                 let work = caught(id, self.pass(request, id, &context));
                 let in_time = tokio::time::timeout(limit, work).await;
-                in_time.unwrap_or_else(|_| Err(Kind::DeadlineExceeded.into()))
+                in_time.unwrap_or_else(|_| {
+                    // A use case can tell that it was cancelled, and not why.
+                    if let Some(context) = context.get() {
+                        context.told.store(false, Ordering::Relaxed);
+                    }
+                    Err(Kind::DeadlineExceeded.into())
+                })
             }
             Err(error) => Err(error),
         };

@@ -177,6 +177,30 @@ async fn a_call_that_its_caller_abandons_is_kept_as_cancelled() {
     grpc.done(&encrypt(DOCUMENTED, "x")).await;
 }
 
+#[tokio::test]
+async fn a_call_that_the_server_gives_up_is_kept_as_refused() {
+    let world = World::with("limits = { cpu_threads = 1 }\n").await;
+    let grpc = world.grpc();
+    let slow = slow_call(&grpc).await;
+    let mut others = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let (grpc, slow) = (grpc.clone(), slow.clone());
+        others.spawn(async move { grpc.call(&slow).await });
+    }
+    // The first that ends says that the others are in work.
+    others.join_next().await;
+    let hurried = grpc.with_header("grpc-timeout", "20m").call(&slow).await;
+    hurried.is(Kind::DeadlineExceeded, "20 ms");
+    others.shutdown().await;
+    let lines = world.audited(&grpc).await;
+    let refused = |line: &Value| {
+        line["request_id"] == *hurried.request_id
+            && line["outcome"] == "refused"
+            && line["error_code"] == Kind::DeadlineExceeded.row().code
+    };
+    assert!(lines.iter().any(refused), "{lines:#?}");
+}
+
 fn code(line: &Value) -> &str {
     line["error_code"].as_str().unwrap()
 }
