@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::IsTerminal;
+use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,8 +25,8 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{Log, LogFormat};
 
-/// Sends log lines to standard error from now on. Fails if the filter is malformed, or if it was
-/// called before.
+/// Sends log lines to standard error from now on, also those of panics. Fails if the filter is
+/// malformed, or if it was called before.
 ///
 /// Whatever the filter says, other crates are heard from `info` upwards: below it the HTTP
 /// libraries quote requests.
@@ -42,7 +43,14 @@ pub fn log(log: &Log) -> Result<(), Failure> {
         .with(harmless.with_max_level_hint(Level::TRACE))
         .with(lines)
         .try_init()?;
+    std::panic::set_hook(Box::new(log_panic));
     Ok(())
+}
+
+/// Says where a panic was and not what it says, which may quote a request.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let location = panic.location().map(tracing::field::display);
+    tracing::error!(location, "panicked");
 }
 
 /// Says whether [`log`] would accept the filter.
@@ -320,8 +328,27 @@ impl Metrics {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::io::Write;
+    use std::sync::Mutex;
+
     use super::*;
+
+    #[test]
+    fn a_panic_is_logged_by_its_place_and_not_by_its_words() {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(log_panic));
+        let lines = logged(|| {
+            let _ = std::panic::catch_unwind(|| panic!("hunter2"));
+        });
+        std::panic::set_hook(before);
+        assert!(lines.contains("ERROR"), "{lines}");
+        assert!(
+            lines.contains(concat!("location=", file!(), ":")),
+            "{lines}"
+        );
+        assert!(!lines.contains("hunter2"), "{lines}");
+    }
 
     #[test]
     fn a_request_is_counted_under_its_names_and_in_its_bucket() {
@@ -377,6 +404,28 @@ mod tests {
         assert!(text.contains("kmsgate_opened_keys 7\n"), "{text}");
         assert!(text.contains("kmsgate_audit_lost_total 3\n"), "{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    /// The log lines of some work.
+    pub(crate) fn logged(work: impl FnOnce()) -> String {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+        impl Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let to = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || to.clone());
+        tracing::subscriber::with_default(subscriber.finish(), work);
+        let lines = lines.0.lock().unwrap().clone();
+        String::from_utf8(lines).unwrap()
     }
 
     fn metrics() -> Metrics {

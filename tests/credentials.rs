@@ -556,6 +556,22 @@ fn an_access_key_file_with_a_mistake_is_refused_without_repeating_a_secret() {
     assert_eq!(error.to_string(), "line 9: the access_key is not unique");
 }
 
+#[test]
+fn names_of_access_keys_are_unique() {
+    let first = access_key_entry("");
+    let second = first.replace("AKEX", "AKOTHER");
+    let nameless = second.replace("name = \"billing\"\n", "");
+    let of_the_second = first.replace("billing", "AKOTHERAMPLE0000000000");
+    for (first, second, reason) in [
+        (&first, &second, "line 11: the name is not unique"),
+        (&of_the_second, &nameless, "line 9: the name is not unique"),
+    ] {
+        let file = AccessKeyFile::of(&format!("{first}{second}"));
+        let error = AccessKeys::load(&file.path, TestClock::at(NOW)).unwrap_err();
+        assert_eq!(error.to_string(), reason);
+    }
+}
+
 #[tokio::test]
 async fn an_access_key_is_its_own_name_if_it_has_no_other() {
     let file = AccessKeyFile::of(&access_key_entry("").replace("name = \"billing\"\n", ""));

@@ -428,7 +428,7 @@ impl Clock for TestClock {
     }
 }
 
-/// Counts the keys that the audit was told are destroyed.
+/// Counts the keys of the project that the audit was told are destroyed.
 #[derive(Debug, Default)]
 struct Count {
     destroyed: AtomicI64,
@@ -436,7 +436,7 @@ struct Count {
 
 impl Sink for Count {
     fn record(&self, event: &Event<'_>) {
-        if event.outcome == Outcome::Destroyed {
+        if event.outcome == Outcome::Destroyed && event.project == Some(&project()) {
             self.destroyed.fetch_add(1, Ordering::Relaxed);
         }
     }

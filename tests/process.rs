@@ -83,6 +83,14 @@ fn dev_writes_ten_names_and_keeps_its_secrets_to_its_owner() {
     for file in ["dev.env", "root.key", "tokens.toml", "access-keys.toml"] {
         assert_eq!(mode(&data.join(file)), 0o600, "{file}");
     }
+    // The audit can tell which of the two was used.
+    for (file, name) in [
+        ("tokens.toml", "dev-token"),
+        ("access-keys.toml", "dev-access-key"),
+    ] {
+        let text = fs::read_to_string(data.join(file)).unwrap();
+        assert!(text.contains(&format!("\nname = \"{name}\"\n")), "{file}");
+    }
 }
 
 #[tokio::test]

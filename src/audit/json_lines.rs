@@ -1,14 +1,15 @@
 //! Events as JSON, one a line, written by a thread of their own so that no request waits for a
 //! disk.
 //!
-//! The queue is bounded. If the sink stands still and the queue is full, an event is counted as
-//! lost and a log line says so, because a lost event must not go unnoticed.
+//! The queue is bounded. An event that finds it full, because the sink stands still, or that cannot
+//! be written is counted as lost and a log line says so, because a lost event must not go
+//! unnoticed. Refusals fill at most half of the queue.
 
 use std::fmt;
 use std::io::Write;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use serde_json::json;
@@ -20,51 +21,70 @@ use crate::domain::request::Sequence;
 /// How many events may wait to be written.
 const QUEUE: usize = 16_384;
 
+/// How many of them may be refusals. Anybody can be refused as often as they like, and must not
+/// push out what was done.
+const REFUSALS: usize = QUEUE / 2;
+
 /// Writes events as JSON lines.
 pub struct JsonLines {
-    queue: Option<SyncSender<String>>,
+    queue: Option<SyncSender<Entry>>,
+    /// How many refusals wait in the queue.
+    refusals: Arc<AtomicUsize>,
     writer: Mutex<Option<JoinHandle<()>>>,
-    lost: AtomicU64,
+    lost: Arc<Lost>,
+}
+
+/// An event on its way.
+struct Entry {
+    line: String,
+    is_refusal: bool,
 }
 
 impl JsonLines {
     /// Writes to `out`.
-    pub fn new(mut out: impl Write + Send + 'static) -> std::io::Result<Self> {
-        let (queue, events) = sync_channel::<String>(QUEUE);
+    pub fn new(out: impl Write + Send + 'static) -> std::io::Result<Self> {
+        let (queue, events) = sync_channel(QUEUE);
+        let refusals = Arc::new(AtomicUsize::new(0));
+        let lost = Arc::new(Lost::default());
         let writer = std::thread::Builder::new()
             .name("audit".to_owned())
-            .spawn(move || {
-                for line in events {
-                    let written = out.write_all(line.as_bytes()).and_then(|()| out.flush());
-                    if let Err(error) = written {
-                        tracing::error!(%error, "cannot write the audit");
-                    }
-                }
+            .spawn({
+                let (refusals, lost) = (Arc::clone(&refusals), Arc::clone(&lost));
+                move || write(out, &events, &refusals, &lost)
             })?;
         Ok(Self {
             queue: Some(queue),
+            refusals,
             writer: Mutex::new(Some(writer)),
-            lost: AtomicU64::new(0),
+            lost,
         })
     }
 
-    /// How many events found the queue full.
+    /// How many events were not kept.
     pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.lost.count()
     }
 }
 
 impl Sink for JsonLines {
     fn record(&self, event: &Event<'_>) {
         let Some(queue) = &self.queue else { return };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            queue.try_send(line(event))
+        let is_refusal = matches!(event.outcome, Outcome::Refused(_));
+        if is_refusal && self.refusals.fetch_add(1, Ordering::Relaxed) >= REFUSALS {
+            self.refusals.fetch_sub(1, Ordering::Relaxed);
+            return self.lost.add("too many refusals wait");
+        }
+        let entry = Entry {
+            line: line(event),
+            is_refusal,
+        };
+        if let Err(TrySendError::Full(entry) | TrySendError::Disconnected(entry)) =
+            queue.try_send(entry)
         {
-            let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
-            // Once per power of two: a sink that stands still must not fill the log as well.
-            if lost.is_power_of_two() {
-                tracing::error!(lost, "the audit queue is full: events are lost");
+            if entry.is_refusal {
+                self.refusals.fetch_sub(1, Ordering::Relaxed);
             }
+            self.lost.add("the queue is full");
         }
     }
 }
@@ -82,6 +102,44 @@ impl Drop for JsonLines {
 impl fmt::Debug for JsonLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JsonLines")
+    }
+}
+
+/// Writes every event, and returns when no more can come.
+fn write(mut out: impl Write, events: &Receiver<Entry>, refusals: &AtomicUsize, lost: &Lost) {
+    let mut torn = false;
+    for Entry { line, is_refusal } in events {
+        if is_refusal {
+            refusals.fetch_sub(1, Ordering::Relaxed);
+        }
+        // A part of the event before may have been written, and must not swallow this one.
+        let end: &[u8] = if torn { b"\n" } else { b"" };
+        let written = out
+            .write_all(end)
+            .and_then(|()| out.write_all(line.as_bytes()))
+            .and_then(|()| out.flush());
+        torn = written.is_err();
+        if let Err(error) = written {
+            lost.add(error);
+        }
+    }
+}
+
+/// Counts the events that were not kept.
+#[derive(Default)]
+struct Lost(AtomicU64);
+
+impl Lost {
+    fn add(&self, reason: impl fmt::Display) {
+        let lost = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        // Once per power of two: a sink that stands still must not fill the log as well.
+        if lost.is_power_of_two() {
+            tracing::error!(lost, %reason, "events of the audit are lost");
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -105,10 +163,7 @@ fn line(event: &Event<'_>) -> String {
                 .map(str::to_owned),
         ),
         ("caller", event.caller.map(|caller| caller.name.to_string())),
-        (
-            "project_id",
-            event.caller.map(|caller| caller.project.to_string()),
-        ),
+        ("project_id", event.project.map(ToString::to_string)),
         (
             "action",
             event.action.map(|action| action.name().to_owned()),
@@ -151,6 +206,7 @@ mod tests {
             request_id: Some(RequestId::new(1)),
             sequence: Some("919c82d4-8046-4722-9094-35c3c6524cff".parse().unwrap()),
             caller: Some(&caller),
+            project: Some(&caller.project),
             action: Some(Action::DisableKey),
             key_id: Some("0d0466b0-e727-4d9c-b35d-f84bb474a37f".parse().unwrap()),
             outcome: Outcome::Refused("KMS.1301"),
@@ -172,6 +228,19 @@ mod tests {
     }
 
     #[test]
+    fn what_no_caller_asked_for_names_its_project() {
+        let project = "p1".parse().unwrap();
+        let line = line(&Event {
+            project: Some(&project),
+            outcome: Outcome::Destroyed,
+            ..EMPTY
+        });
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let expected = json!({ "time": 0, "outcome": "destroyed", "project_id": "p1" });
+        assert_eq!(line, expected);
+    }
+
+    #[test]
     fn what_was_recorded_is_written_before_the_sink_is_gone() {
         let (sink, lines) = sink();
         for _ in 0..1000 {
@@ -184,16 +253,6 @@ mod tests {
 
     #[test]
     fn a_sink_that_stands_still_holds_up_nobody_and_its_losses_are_counted() {
-        struct Stuck(Arc<Mutex<()>>);
-        impl Write for Stuck {
-            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-                let _wait = self.0.lock();
-                Ok(bytes.len())
-            }
-            fn flush(&mut self) -> std::io::Result<()> {
-                Ok(())
-            }
-        }
         let gate = Arc::new(Mutex::new(()));
         let closed = gate.lock().unwrap();
         let sink = JsonLines::new(Stuck(Arc::clone(&gate))).unwrap();
@@ -205,15 +264,98 @@ mod tests {
         drop(closed);
     }
 
+    #[test]
+    fn refusals_leave_room_for_what_was_done_and_get_theirs_back() {
+        let refusal = Event {
+            outcome: Outcome::Refused("APIGW.0301"),
+            ..EMPTY
+        };
+        let done = Event {
+            outcome: Outcome::Done,
+            ..EMPTY
+        };
+        let gate = Arc::new(Mutex::new(()));
+        let closed = gate.lock().unwrap();
+        let sink = JsonLines::new(Stuck(Arc::clone(&gate))).unwrap();
+        for _ in 0..2 * QUEUE {
+            sink.record(&refusal);
+        }
+        let lost = sink.lost();
+        let half = (2 * QUEUE - REFUSALS) as u64;
+        assert!((half - 1..=half).contains(&lost), "{lost}");
+        for _ in 0..QUEUE - REFUSALS {
+            sink.record(&done);
+        }
+        assert_eq!(sink.lost(), lost, "there is room for what was done");
+        drop(closed);
+        while sink.refusals.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
+        sink.record(&refusal);
+        assert_eq!(sink.lost(), lost, "there is room for refusals again");
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_written_is_lost_and_takes_no_other_with_it() {
+        /// A disk with room for `room` more bytes, until it is emptied.
+        struct Disk {
+            room: usize,
+            written: Arc<Mutex<Vec<u8>>>,
+        }
+        impl Write for Disk {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                if self.room == 0 {
+                    self.room = usize::MAX;
+                    return Err(std::io::ErrorKind::StorageFull.into());
+                }
+                let fits = bytes.len().min(self.room);
+                self.room -= fits;
+                self.written.lock().unwrap().extend(&bytes[..fits]);
+                Ok(fits)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let written = Arc::default();
+        let (whole, torn) = (line(&EMPTY), 10);
+        let sink = JsonLines::new(Disk {
+            room: whole.len() + torn,
+            written: Arc::clone(&written),
+        });
+        let sink = sink.unwrap();
+        for _ in 0..3 {
+            sink.record(&EMPTY);
+        }
+        let lost = Arc::clone(&sink.lost);
+        drop(sink);
+        let expected = format!("{whole}{}\n{whole}", &whole[..torn]);
+        assert_eq!(written.lock().unwrap().as_slice(), expected.as_bytes());
+        assert_eq!(lost.count(), 1);
+    }
+
     const EMPTY: Event<'_> = Event {
         time: Timestamp(0),
         request_id: None,
         sequence: None,
         caller: None,
+        project: None,
         action: None,
         key_id: None,
         outcome: Outcome::Cancelled,
     };
+
+    /// Stands still while the gate is closed.
+    struct Stuck(Arc<Mutex<()>>);
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _wait = self.0.lock();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
 
     struct Pipe(Sender<Vec<u8>>);
 

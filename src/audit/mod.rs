@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::domain::caller::{Action, Caller};
-use crate::domain::key::KeyId;
+use crate::domain::key::{KeyId, ProjectId};
 use crate::domain::request::{RequestId, Sequence};
 use crate::domain::time::Timestamp;
 
@@ -30,6 +30,8 @@ pub struct Event<'a> {
     pub sequence: Option<Sequence>,
     /// Who asked; none if they could not be told.
     pub caller: Option<&'a Caller>,
+    /// In which project; none if the caller could not be told.
+    pub project: Option<&'a ProjectId>,
     /// What was asked for; none if the request was refused before that was known.
     pub action: Option<Action>,
     /// With which key.

@@ -16,7 +16,7 @@
 //! [[access_key]]
 //! access_key = "AKEXAMPLE0000000000"
 //! secret_key = "…"
-//! name = "billing"                    # in logs and in the audit; if left out, the access key
+//! name = "billing"                    # in logs and in the audit; unique; if left out, the access key
 //! project = "53d1aefc533f4ce9a59c26b01667cbcf"
 //! expires = 2027-01-01T00:00:00Z      # may be left out
 //! actions = ["kms:cmk:encryptData", "kms:cmk:get"]
@@ -35,7 +35,7 @@
 //!
 //! REST alone has such signatures: over gRPC the body is a stream that no one can sign beforehand.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -352,6 +352,7 @@ struct Held {
 impl Known {
     fn parse(text: &str) -> Result<Self, Malformed> {
         let file: File = entry::parse(text)?;
+        let mut names = HashSet::new();
         let mut keys = HashMap::new();
         for listed in &file.access_key {
             let access_key = listed.access_key.get_ref();
@@ -385,6 +386,10 @@ impl Known {
             if keys.insert(access_key.clone(), held).is_some() {
                 let reason = "the access_key is not unique";
                 return Err(entry::refuse(text, &listed.access_key, reason));
+            }
+            if !names.insert(name) {
+                let place = listed.name.as_ref().unwrap_or(&listed.access_key);
+                return Err(entry::refuse(text, place, "the name is not unique"));
             }
         }
         Ok(Self {

@@ -144,14 +144,18 @@ impl Files {
                 secret_key: Zeroizing::new(hex(&random::<20>()?)),
             },
         };
-        let caller = format!("name = \"dev\"\nproject = \"{PROJECT}\"\nactions = [\"kms:*\"]\n");
+        let caller =
+            |name| format!("name = \"{name}\"\nproject = \"{PROJECT}\"\nactions = [\"kms:*\"]\n");
         let tokens = format!(
-            "[[token]]\nsha256 = \"{}\"\n{caller}",
-            token::hash(credentials.token.as_bytes())
+            "[[token]]\nsha256 = \"{}\"\n{}",
+            token::hash(credentials.token.as_bytes()),
+            caller("dev-token")
         );
         let access_keys = Zeroizing::new(format!(
-            "[[access_key]]\naccess_key = \"{}\"\nsecret_key = \"{}\"\n{caller}",
-            credentials.access_key, *credentials.secret_key
+            "[[access_key]]\naccess_key = \"{}\"\nsecret_key = \"{}\"\n{}",
+            credentials.access_key,
+            *credentials.secret_key,
+            caller("dev-access-key")
         ));
         write(&self.path("tokens.toml"), &tokens)?;
         write(&self.path("access-keys.toml"), &access_keys)?;

@@ -29,7 +29,7 @@ use tower::Service;
 use crate::audit::{Event, Outcome};
 use crate::auth::{Chain, Evidence};
 use crate::config::Limits;
-use crate::domain::caller::Caller;
+use crate::domain::caller::{Action, Caller};
 use crate::domain::request::RequestId;
 use crate::error::{self, Error, Kind};
 use crate::gateway::Rest;
@@ -65,8 +65,8 @@ impl Face {
     }
 }
 
-/// The methods by which requests are counted, by their names in the schema. What is none of them
-/// counts as `other`.
+/// The methods by which requests are counted, by their names in the schema and in the order of
+/// their actions. What is none of them counts as `other`.
 const METHODS: [&str; 15] = [
     "EncryptData",
     "DecryptData",
@@ -178,7 +178,7 @@ impl Common {
     }
 
     /// Tells the audit of a refusal that no use case has told it of.
-    fn tell(&self, id: RequestId, context: Option<&Arc<Context>>, kind: Kind) {
+    fn tell(&self, id: RequestId, context: Option<&Arc<Context>>, method: usize, kind: Kind) {
         let Some(Guard { kms, .. }) = &self.guard else {
             return;
         };
@@ -190,7 +190,8 @@ impl Common {
             request_id: Some(id),
             sequence: None,
             caller: context.map(|context| &*context.caller),
-            action: None,
+            project: context.map(|context| &context.caller.project),
+            action: Action::ALL.get(method).copied(),
             key_id: None,
             outcome: Outcome::Refused(kind.row().code),
         });
@@ -387,9 +388,15 @@ impl Answer for Front {
             // A timer looks at its work first, and fast work would be done after its deadline.
             Ok(limit) if begun.elapsed() >= limit => Err(Kind::DeadlineExceeded.into()),
             Ok(limit) => {
-                let work = caught(self.pass(request, id, &context));
+                let work = caught(id, self.pass(request, id, &context));
                 let in_time = tokio::time::timeout(limit, work).await;
-                in_time.unwrap_or_else(|_| Err(Kind::DeadlineExceeded.into()))
+                in_time.unwrap_or_else(|_| {
+                    // A use case can tell that it was cancelled, and not why.
+                    if let Some(context) = context.get() {
+                        context.told.store(false, Ordering::Relaxed);
+                    }
+                    Err(Kind::DeadlineExceeded.into())
+                })
             }
             Err(error) => Err(error),
         };
@@ -404,7 +411,7 @@ impl Answer for Front {
             }
         };
         if let Some(kind) = kind {
-            common.tell(id, context.get(), kind);
+            common.tell(id, context.get(), method, kind);
         }
         let code = kind.and_then(|kind| common.codes.get(kind as usize).copied());
         let ended = Ended {
@@ -517,6 +524,7 @@ fn header(id: RequestId) -> HeaderValue {
 /// Does `work`, and makes a failure of the one request out of a panic, so that the others on its
 /// connection go on.
 async fn caught(
+    id: RequestId,
     work: impl Future<Output = Result<Response<Body>, Error>>,
 ) -> Result<Response<Body>, Error> {
     let mut work = pin!(work);
@@ -524,7 +532,10 @@ async fn caught(
         let poll = || work.as_mut().poll(context);
         match std::panic::catch_unwind(AssertUnwindSafe(poll)) {
             Ok(poll) => poll,
-            Err(_) => Poll::Ready(Err(Kind::Internal.into())),
+            Err(_) => {
+                tracing::error!(request_id = %id, "a request panicked");
+                Poll::Ready(Err(Kind::Internal.into()))
+            }
         }
     })
     .await
@@ -549,6 +560,7 @@ impl Drop for InWork<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::tests::logged;
 
     #[test]
     fn a_grpc_timeout_has_up_to_eight_digits_and_a_unit() {
@@ -568,6 +580,25 @@ mod tests {
     fn create_key_has_its_number() {
         assert_eq!(METHODS[CREATE_KEY], "CreateKey");
         assert_eq!(PATHS[CREATE_KEY], "create-key");
+    }
+
+    #[test]
+    fn a_request_that_panics_fails_by_itself_and_is_logged_with_its_id() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let work = caught(RequestId::new(7), async { panic!("hunter2") });
+        let mut ended = None;
+        let lines = logged(|| ended = Some(runtime.unwrap().block_on(work)));
+        assert_eq!(ended.unwrap().unwrap_err().kind(), Kind::Internal);
+        assert!(lines.contains("ERROR"), "{lines}");
+        let request_id = format!("request_id={}", RequestId::new(7));
+        assert!(lines.contains(&request_id), "{lines}");
+        assert!(!lines.contains("hunter2"), "{lines}");
+    }
+
+    #[test]
+    fn every_method_but_other_has_the_number_of_its_action() {
+        let actions = Action::ALL.iter().map(|action| format!("{action:?}"));
+        assert!(actions.eq(METHODS[..OTHER].iter().copied()));
     }
 
     #[test]

@@ -303,7 +303,7 @@ impl Server {
         let held_back = Arc::clone(held_back);
         metrics.gauge(
             "kmsgate_clock_held",
-            "1 while nothing is destroyed because the clock jumped forward.",
+            "1 while nothing is destroyed because the clock jumped.",
             move || u64::from(held_back.load(Ordering::Relaxed)),
         );
         let audit = Arc::clone(&self.audit);
@@ -478,8 +478,8 @@ async fn sweep(kms: Arc<Kms>, held_back: Arc<AtomicBool>) {
                 held_back.store(true, Ordering::Relaxed);
                 tracing::warn!(
                     jump_hours = millis / 3_600_000,
-                    "the clock is far ahead of the last time that was trusted: no key is destroyed until an operator runs \
-                     `kmsgate key confirm-clock`"
+                    "the clock is far from the latest time that was trusted: no key is destroyed \
+                     until it comes back or an operator runs `kmsgate key confirm-clock`"
                 );
             }
             Err(error) => {

@@ -150,6 +150,7 @@ impl Kms {
             request_id: None,
             sequence: None,
             caller: None,
+            project: Some(&key.project),
             action: Some(Action::ScheduleKeyDeletion),
             key_id: Some(key.key_id),
             outcome: Outcome::Destroyed,

@@ -246,6 +246,7 @@ impl Call<'_> {
             request_id: Some(self.context.request_id),
             sequence: self.sequence,
             caller: Some(&self.context.caller),
+            project: Some(&self.context.caller.project),
             action: Some(self.action),
             key_id: self.key_id,
             outcome,

@@ -111,6 +111,14 @@ async fn a_refusal_that_no_use_case_sees_is_kept_too() {
         assert_eq!(codes, expected.map(|kind| kind.row().code));
         assert!(lines.iter().all(|line| line["outcome"] == "refused"));
         assert_eq!(lines[0].get("caller"), None);
+        let actions: Vec<_> = lines.iter().map(|line| line.get("action")).collect();
+        assert!(
+            actions[..5]
+                .iter()
+                .all(|action| action.is_some_and(|action| action == "kms:cmk:encryptData")),
+            "{lines:#?}"
+        );
+        assert_eq!(actions[5], None, "the path names no action");
         assert_eq!(lines[3]["project_id"], *face.project);
     }
 }
@@ -191,6 +199,30 @@ async fn a_change_that_its_caller_abandons_is_made_and_kept_as_done() {
         assert_eq!(lines.iter().find(disable).unwrap()["outcome"], "done");
         rest.refused(Kind::KeyDisabled, &encrypt(&key, "x")).await;
     }
+}
+
+#[tokio::test]
+async fn a_call_that_the_server_gives_up_is_kept_as_refused() {
+    let world = World::with("limits = { cpu_threads = 1 }\n").await;
+    let grpc = world.grpc();
+    let slow = slow_call(&grpc).await;
+    let mut others = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let (grpc, slow) = (grpc.clone(), slow.clone());
+        others.spawn(async move { grpc.call(&slow).await });
+    }
+    // The first that ends says that the others are in work.
+    others.join_next().await;
+    let hurried = grpc.with_header("grpc-timeout", "20m").call(&slow).await;
+    hurried.is(Kind::DeadlineExceeded, "20 ms");
+    others.shutdown().await;
+    let lines = world.audited(&grpc).await;
+    let refused = |line: &Value| {
+        line["request_id"] == *hurried.request_id
+            && line["outcome"] == "refused"
+            && line["error_code"] == Kind::DeadlineExceeded.row().code
+    };
+    assert!(lines.iter().any(refused), "{lines:#?}");
 }
 
 fn code(line: &Value) -> &str {
