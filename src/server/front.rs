@@ -229,9 +229,14 @@ impl Front {
         }
         let body = self.look_at(&parts, body).await?;
         self.admit(&mut parts, &body, id, context).await?;
-        // After the credentials: nobody unknown can take the places of callers.
-        let places = &self.common.in_flight;
-        let _place = places.try_acquire().map_err(|_| Kind::Throttled)?;
+        let open = self.is_open(parts.uri.path());
+        // After the credentials: nobody unknown can take the places of callers, and what needs no
+        // credential takes none.
+        let place = || self.common.in_flight.try_acquire();
+        let _place = (!open)
+            .then(place)
+            .transpose()
+            .map_err(|_| Kind::Throttled)?;
         let body = match body {
             Ahead::Streamed(body) => Body::new(body),
             Ahead::Unread(body) => Body::from(read(body).await?),
@@ -243,7 +248,6 @@ impl Front {
         }
         let encoding = parts.headers.get("grpc-encoding");
         let compressed = encoding.is_some_and(|encoding| encoding != "identity");
-        let open = self.is_open(parts.uri.path());
         let request = Request::from_parts(parts, body);
         let response = match self.inner.clone().call(request).await {
             Ok(response) => response,

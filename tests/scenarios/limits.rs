@@ -1,6 +1,8 @@
 //! What bounds a caller's hold on the server: the time that a request may take, and how many are in
 //! work.
 
+use std::time::Duration;
+
 use kmsgate::error::Kind;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -68,6 +70,14 @@ async fn requests_of_nobody_take_no_callers_place() {
     for _ in 0..4 {
         half_sent.push(half_a_request(&stranger).await);
     }
+    // Nor do health checks, which anybody may ask for.
+    let (grpc, check) = (world.grpc().with_nothing(), "/grpc.health.v1.Health/Check");
+    let mut checks = JoinSet::new();
+    for _ in 0..4 {
+        let grpc = grpc.clone();
+        checks.spawn(async move { grpc.post(check, Sending::half(&framed(b"\n\x01x"))).await });
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
     for face in [world.rest(), world.grpc()] {
         face.done(&encrypt(DOCUMENTED, "x")).await;
     }
