@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 use http::StatusCode;
 use tonic::Code;
@@ -156,6 +157,12 @@ pub struct Row {
     /// What the caller reads.
     pub text: &'static str,
 }
+
+/// Who defines the names of the rows, as `google.rpc.ErrorInfo` has it.
+pub const DOMAIN: &str = "kmsgate";
+
+/// How long a caller should wait before it repeats a request that may succeed later.
+pub const PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether the same request may succeed later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -74,17 +74,22 @@ impl Connection {
         })?;
         let text = Zeroizing::new(text);
         let value = |name: &str| {
-            let mut lines = text.lines().filter_map(|line| line.split_once('='));
-            let found = lines.find(|(key, _)| *key == name);
-            found.ok_or_else(|| format!("{}: no {name}", path.display()))
+            dev_value(&text, name).ok_or_else(|| format!("{}: no {name}", path.display()))
         };
-        let (_, address) = value("KMSGATE_GRPC")?;
-        let (_, token) = value("KMSGATE_TOKEN")?;
+        let address = value("KMSGATE_GRPC")?;
+        let token = value("KMSGATE_TOKEN")?;
         Ok((
             format!("http://{address}"),
             Zeroizing::new(token.to_owned()),
         ))
     }
+}
+
+/// The value of `name` in the text of a `dev.env`.
+pub(super) fn dev_value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = text.lines().filter_map(|line| line.split_once('='));
+    let (_, value) = lines.find(|(key, _)| *key == name)?;
+    Some(value)
 }
 
 impl Client {

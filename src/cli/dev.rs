@@ -21,7 +21,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::auth::token;
-use crate::cli::client::told;
+use crate::cli::client::{dev_value, told};
 use crate::cli::operate::stop_signal;
 use crate::cli::{Dev, Failure, say};
 use crate::config::{Config, Log, LogFormat};
@@ -169,11 +169,7 @@ impl Files {
             return Ok(None);
         }
         let text = Zeroizing::new(fs::read_to_string(&path)?);
-        let value = |name: &str| {
-            let mut lines = text.lines().filter_map(|line| line.split_once('='));
-            let found = lines.find(|(key, _)| *key == name);
-            found.map(|(_, value)| value.to_owned())
-        };
+        let value = |name: &str| dev_value(&text, name).map(str::to_owned);
         let read = (
             value("KMSGATE_TOKEN"),
             value("KMSGATE_AK"),

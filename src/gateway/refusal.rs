@@ -11,14 +11,8 @@ use serde::Serialize;
 use tonic::{Code, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
-use crate::error::{Error, Face, Kind, Retry};
+use crate::error::{DOMAIN, Error, Face, Kind, PAUSE, Retry};
 use crate::gateway::response::JSON;
-
-/// The domain in the `google.rpc.ErrorInfo` of our own statuses.
-const DOMAIN: &str = "kmsgate";
-
-/// The pause asked of a caller whose failure does not name one.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// The REST face.
 #[derive(Clone, Copy, Debug, Default)]

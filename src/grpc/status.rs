@@ -1,20 +1,12 @@
 //! An [`Error`] as gRPC tells it: a `google.rpc.Status` with details that programs can read.
 
-use std::time::Duration;
-
 use prost::Message;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic_types::pb;
 
-use crate::error::{Error, Face, Kind, Retry};
+use crate::error::{DOMAIN, Error, Face, Kind, PAUSE, Retry};
 use crate::grpc::pb::ErrorDetail;
-
-/// Who defines the reasons in `google.rpc.ErrorInfo`.
-pub const DOMAIN: &str = "kmsgate";
-
-/// How long a caller should wait before it repeats a call that was refused for lack of capacity.
-pub const PAUSE: Duration = Duration::from_secs(1);
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {

@@ -24,9 +24,6 @@ const TRUSTED_STEP: i64 = 86_400_000;
 /// write seldom.
 const NOTED_STEP: i64 = 600_000;
 
-/// How many deletions are read from the store at a time.
-const CHUNK: usize = 500;
-
 /// What a sweep did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sweep {
@@ -93,24 +90,15 @@ impl Kms {
     /// The whole deletion queue.
     async fn queue(&self) -> Result<Vec<(DeletionRecord, Revision)>, Error> {
         let mut queue = Vec::new();
-        let mut after = None;
-        loop {
-            let chunk = self
-                .store
-                .list(&Prefix::Deletions, after.as_ref(), CHUNK)
-                .await?;
-            let full = chunk.len() == CHUNK;
-            after = chunk.last().map(|found| found.record.address());
-            for found in chunk {
-                let Record::Deletion(deletion) = found.record else {
-                    return Err(Kind::Internal.into());
-                };
-                queue.push((deletion, found.revision));
-            }
-            if !full {
-                return Ok(queue);
-            }
-        }
+        self.each(&Prefix::Deletions, |found| {
+            let Record::Deletion(deletion) = found.record else {
+                return Err(Kind::Internal.into());
+            };
+            queue.push((deletion, found.revision));
+            Ok(())
+        })
+        .await?;
+        Ok(queue)
     }
 
     /// Destroys one key: its record, its alias and its place in the queue go together. Says whether

@@ -3,7 +3,7 @@
 use crate::domain::key::{KeySpec, KeyState};
 use crate::error::{Error, Kind};
 use crate::service::{Call, Kms};
-use crate::store::{KeyRecord, Prefix, Record};
+use crate::store::{KeyRecord, Prefix, Record, Versioned};
 
 /// Which keys to list.
 #[derive(Clone, Copy, Debug)]
@@ -38,29 +38,22 @@ impl Kms {
         call.allowed()?;
         let prefix = Prefix::Keys(call.caller_project().clone());
         let mut matching = Vec::new();
-        let mut after = None;
-        loop {
-            let chunk = self.store.list(&prefix, after.as_ref(), CHUNK).await?;
-            let full = chunk.len() == CHUNK;
-            after = chunk.last().map(|found| found.record.address());
-            for found in chunk {
-                let Record::Key(mut key) = found.record else {
-                    return Err(Kind::Internal.into());
-                };
-                if ask.state.is_none_or(|state| key.state == state)
-                    && ask.spec.is_none_or(|spec| key.spec == spec)
-                {
-                    // A page tells how many versions there are and nothing of their material.
-                    key.versions
-                        .iter_mut()
-                        .for_each(|version| version.sealed = Vec::new());
-                    matching.push(key);
-                }
+        self.each(&prefix, |found| {
+            let Record::Key(mut key) = found.record else {
+                return Err(Kind::Internal.into());
+            };
+            if ask.state.is_none_or(|state| key.state == state)
+                && ask.spec.is_none_or(|spec| key.spec == spec)
+            {
+                // A page tells how many versions there are and nothing of their material.
+                key.versions
+                    .iter_mut()
+                    .for_each(|version| version.sealed = Vec::new());
+                matching.push(key);
             }
-            if !full {
-                break;
-            }
-        }
+            Ok(())
+        })
+        .await?;
         matching.sort_by_key(|key| (key.created, key.key_id));
         let total = matching.len();
         let end = ask.marker.saturating_add(ask.limit);
@@ -73,5 +66,23 @@ impl Kms {
             total,
             next: (end < total).then_some(end),
         })
+    }
+
+    /// Hands every record under `prefix` to `take`, in the order of their addresses.
+    pub(super) async fn each(
+        &self,
+        prefix: &Prefix,
+        mut take: impl FnMut(Versioned) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut after = None;
+        loop {
+            let chunk = self.store.list(prefix, after.as_ref(), CHUNK).await?;
+            let full = chunk.len() == CHUNK;
+            after = chunk.last().map(|found| found.record.address());
+            chunk.into_iter().try_for_each(&mut take)?;
+            if !full {
+                return Ok(());
+            }
+        }
     }
 }
