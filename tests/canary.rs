@@ -256,16 +256,14 @@ async fn no_secret_is_printed_for_debugging() {
         version: KeyVersion::FIRST,
         spec: KeySpec::Aes256,
     };
-    let provider = RustCrypto::new(Arc::clone(&root));
+    let provider = RustCrypto::new(root.clone());
     let material = Material::new(REQUEST.into());
     let sealed = provider.generate(&name).unwrap();
     let open = provider.open(&name, &sealed).unwrap();
     let store = Memory::new(Codec::new(root.mac_key()));
     let kms = Kms {
         store: Arc::new(store),
-        providers: Arc::new(Providers::new(vec![Arc::new(RustCrypto::new(Arc::clone(
-            &root,
-        )))])),
+        providers: Arc::new(Providers::from(RustCrypto::new(root.clone()))),
         keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 1).unwrap()),
         policy: Policy,

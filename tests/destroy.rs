@@ -272,10 +272,10 @@ impl House {
     fn open(dir: TempDir, root: Arc<RootKey>, clock: Arc<TestClock>) -> Self {
         let store = Sqlite::open(&dir.path().join("keys.db"), Codec::new(root.mac_key())).unwrap();
         let audit = Arc::new(Count::default());
-        let provider = RustCrypto::new(Arc::clone(&root));
+        let provider = RustCrypto::new(root.clone());
         let kms = Kms {
             store: Arc::new(store),
-            providers: Arc::new(Providers::new(vec![Arc::new(provider)])),
+            providers: Arc::new(Providers::from(provider)),
             keyring: Arc::new(Keyring::new(100)),
             pool: Arc::new(Pool::new(1, 8).unwrap()),
             policy: Policy,

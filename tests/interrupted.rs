@@ -93,7 +93,7 @@ impl KeyStore for Slow {
 fn kms(root: Arc<RootKey>, store: Arc<Slow>) -> Kms {
     Kms {
         store,
-        providers: Arc::new(Providers::new(vec![Arc::new(RustCrypto::new(root))])),
+        providers: Arc::new(Providers::from(RustCrypto::new(root))),
         keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 8).unwrap()),
         policy: Policy,

@@ -37,6 +37,10 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// `spec`.
     fn supports(&self, spec: KeySpec) -> bool;
 
+    /// Whether [`open`](Self::open) is the one to ask about `key`: it is of a kind that this provider
+    /// seals. Says nothing of whether it will open.
+    fn opens(&self, key: &SealedKey) -> bool;
+
     /// Makes a fresh key version. It leaves the provider only in sealed form. May compute for
     /// seconds.
     fn generate(&self, name: &VersionName) -> Result<SealedKey, ProviderError>;
@@ -172,20 +176,54 @@ pub enum ProviderError {
     Unavailable(#[source] Box<dyn StdError + Send + Sync>),
 }
 
-/// The providers in the order in which they are preferred: the first that supports a spec makes and
-/// opens its keys.
+/// The providers in the order in which they are preferred, each for some key specs.
+///
+/// The first that has a spec makes its keys. A key that exists is opened by the first that has its
+/// spec and [opens](Provider::opens) its kind of seal, so that keys live on when the order changes.
 #[derive(Debug)]
-pub struct Providers(Vec<Arc<dyn Provider>>);
+pub struct Providers(Vec<Choice>);
+
+/// A provider, and what it is asked for.
+#[derive(Debug)]
+pub struct Choice {
+    /// The provider.
+    pub provider: Arc<dyn Provider>,
+    /// The specs that it has; all that it supports if absent.
+    pub specs: Option<Vec<KeySpec>>,
+}
 
 impl Providers {
-    /// Prefers `providers` in this order.
-    pub fn new(providers: Vec<Arc<dyn Provider>>) -> Self {
-        Self(providers)
+    /// Prefers `choices` in this order.
+    pub const fn new(choices: Vec<Choice>) -> Self {
+        Self(choices)
     }
 
-    /// The provider for keys of `spec`.
-    pub fn for_spec(&self, spec: KeySpec) -> Result<&Arc<dyn Provider>, ProviderError> {
-        let mut supporting = self.0.iter().filter(|provider| provider.supports(spec));
-        supporting.next().ok_or(ProviderError::Unsupported)
+    /// The provider that makes keys of `spec`.
+    pub fn maker(&self, spec: KeySpec) -> Result<&dyn Provider, ProviderError> {
+        self.having(spec).next().ok_or(ProviderError::Unsupported)
+    }
+
+    /// The provider that opens a key of `spec`.
+    pub fn opener(&self, spec: KeySpec, key: &SealedKey) -> Result<&dyn Provider, ProviderError> {
+        let mut opening = self.having(spec).filter(|provider| provider.opens(key));
+        opening.next().ok_or(ProviderError::Unsupported)
+    }
+
+    fn having(&self, spec: KeySpec) -> impl Iterator<Item = &dyn Provider> {
+        let chosen = self.0.iter().filter(move |choice| {
+            let specs = choice.specs.as_ref();
+            choice.provider.supports(spec) && specs.is_none_or(|specs| specs.contains(&spec))
+        });
+        chosen.map(|choice| &*choice.provider)
+    }
+}
+
+impl<P: Provider + 'static> From<P> for Providers {
+    /// One provider for everything that it supports.
+    fn from(provider: P) -> Self {
+        Self(vec![Choice {
+            provider: Arc::new(provider),
+            specs: None,
+        }])
     }
 }

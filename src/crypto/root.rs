@@ -48,7 +48,22 @@ use zeroize::Zeroizing;
 use crate::crypto::{ProviderError, SealedKey, VersionName};
 use crate::domain::secret::{MacKey, Material};
 
-/// The key that guards all others.
+/// What guards key material and records at rest: a root key, in a file or in a hardware module.
+pub trait Root: fmt::Debug + Send + Sync {
+    /// Seals `material` so that it opens as `name` and as nothing else.
+    fn seal(&self, name: &VersionName, material: &Material) -> Result<SealedKey, ProviderError>;
+
+    /// Opens a sealed key. Whatever is wrong with it, the answer is [`ProviderError::BadSeal`].
+    fn open(&self, name: &VersionName, key: &SealedKey) -> Result<Material, ProviderError>;
+
+    /// Whether a sealed key is of the suite that this root key writes.
+    fn seals(&self, key: &SealedKey) -> bool;
+
+    /// The key under which stored records are authenticated.
+    fn mac_key(&self) -> Result<MacKey, ProviderError>;
+}
+
+/// A root key in a file.
 pub struct RootKey {
     key: Zeroizing<[u8; 32]>,
     mac_key: Zeroizing<[u8; 32]>,
@@ -138,53 +153,6 @@ impl RootKey {
         MacKey::new(self.mac_key.to_vec())
     }
 
-    /// Seals `material` so that it opens as `name` and as nothing else.
-    pub fn seal(
-        &self,
-        name: &VersionName,
-        material: &Material,
-    ) -> Result<SealedKey, ProviderError> {
-        let mut nonce = Nonce::default();
-        getrandom::fill(&mut nonce).map_err(|error| ProviderError::Unavailable(error.into()))?;
-        let length = HEAD + NONCE + material.expose().len() + TAG;
-        let mut sealed = Vec::with_capacity(length);
-        sealed.push(SUITE);
-        sealed.extend(self.id);
-        sealed.extend(nonce);
-        sealed.extend_from_slice(material.expose());
-        let (_, body) = sealed
-            .split_at_mut_checked(HEAD + NONCE)
-            .ok_or(ProviderError::Unsupported)?;
-        let tag = self
-            .cipher
-            .encrypt_inout_detached(&nonce, &self.associated_data(name), body.into())
-            .map_err(|_| ProviderError::Unsupported)?;
-        sealed.extend(tag);
-        Ok(SealedKey(sealed))
-    }
-
-    /// Opens a sealed key. Whatever is wrong with it, the answer is [`ProviderError::BadSeal`].
-    pub fn open(&self, name: &VersionName, key: &SealedKey) -> Result<Material, ProviderError> {
-        let bad = || ProviderError::BadSeal;
-        let (&[suite], rest) = key.0.split_first_chunk::<1>().ok_or_else(bad)?;
-        let (&id, rest) = rest.split_first_chunk::<8>().ok_or_else(bad)?;
-        let (&nonce, rest) = rest.split_first_chunk::<NONCE>().ok_or_else(bad)?;
-        let (ciphertext, &tag) = rest.split_last_chunk::<TAG>().ok_or_else(bad)?;
-        if suite != SUITE || id != self.id {
-            return Err(bad());
-        }
-        let mut material = Zeroizing::new(ciphertext.to_vec());
-        self.cipher
-            .decrypt_inout_detached(
-                &Nonce::from(nonce),
-                &self.associated_data(name),
-                material.as_mut_slice().into(),
-                &Tag::from(tag),
-            )
-            .map_err(|_| bad())?;
-        Ok(Material::new(std::mem::take(&mut *material)))
-    }
-
     fn new(key: Zeroizing<[u8; 32]>) -> Result<Self, RootKeyError> {
         let seal_key = derive::<32>(&key, b"kmsgate root key seal v1")?;
         Ok(Self {
@@ -210,6 +178,57 @@ impl RootKey {
             name.spec.name().as_bytes(),
         ]
         .concat()
+    }
+}
+
+impl Root for RootKey {
+    fn seal(&self, name: &VersionName, material: &Material) -> Result<SealedKey, ProviderError> {
+        let mut nonce = Nonce::default();
+        getrandom::fill(&mut nonce).map_err(|error| ProviderError::Unavailable(error.into()))?;
+        let length = HEAD + NONCE + material.expose().len() + TAG;
+        let mut sealed = Vec::with_capacity(length);
+        sealed.push(SUITE);
+        sealed.extend(self.id);
+        sealed.extend(nonce);
+        sealed.extend_from_slice(material.expose());
+        let (_, body) = sealed
+            .split_at_mut_checked(HEAD + NONCE)
+            .ok_or(ProviderError::Unsupported)?;
+        let tag = self
+            .cipher
+            .encrypt_inout_detached(&nonce, &self.associated_data(name), body.into())
+            .map_err(|_| ProviderError::Unsupported)?;
+        sealed.extend(tag);
+        Ok(SealedKey(sealed))
+    }
+
+    fn open(&self, name: &VersionName, key: &SealedKey) -> Result<Material, ProviderError> {
+        let bad = || ProviderError::BadSeal;
+        let (&[suite], rest) = key.0.split_first_chunk::<1>().ok_or_else(bad)?;
+        let (&id, rest) = rest.split_first_chunk::<8>().ok_or_else(bad)?;
+        let (&nonce, rest) = rest.split_first_chunk::<NONCE>().ok_or_else(bad)?;
+        let (ciphertext, &tag) = rest.split_last_chunk::<TAG>().ok_or_else(bad)?;
+        if suite != SUITE || id != self.id {
+            return Err(bad());
+        }
+        let mut material = Zeroizing::new(ciphertext.to_vec());
+        self.cipher
+            .decrypt_inout_detached(
+                &Nonce::from(nonce),
+                &self.associated_data(name),
+                material.as_mut_slice().into(),
+                &Tag::from(tag),
+            )
+            .map_err(|_| bad())?;
+        Ok(Material::new(std::mem::take(&mut *material)))
+    }
+
+    fn seals(&self, key: &SealedKey) -> bool {
+        key.0.first() == Some(&SUITE)
+    }
+
+    fn mac_key(&self) -> Result<MacKey, ProviderError> {
+        Ok(Self::mac_key(self))
     }
 }
 

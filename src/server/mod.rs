@@ -39,10 +39,10 @@ use crate::auth::policy::Policy;
 use crate::auth::token::Tokens;
 use crate::auth::{Authenticator, Chain};
 use crate::config::{self, Config};
+use crate::crypto::Providers;
 use crate::crypto::pool::{Pool, PoolError};
 use crate::crypto::root::{RootKey, RootKeyError};
 use crate::crypto::rustcrypto::RustCrypto;
-use crate::crypto::{Provider, Providers};
 use crate::domain::caller::{Action, Actions, Caller};
 use crate::domain::key::{KeyAlias, KeyDescription, KeyId, KeySpec, KeyUsage, ProjectId};
 use crate::domain::request::RequestId;
@@ -122,8 +122,9 @@ impl Server {
     /// threads.
     pub fn build(config: &Config) -> Result<Self, StartError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let root = Arc::new(load_root_key(config)?);
+        let root = load_root_key(config)?;
         let codec = Codec::new(root.mac_key());
+        let root = Arc::new(root);
         let store: Arc<dyn KeyStore> = match &config.store {
             config::Store::Memory {} => Arc::new(Memory::new(codec)),
             config::Store::Sqlite { path } => {
@@ -131,7 +132,6 @@ impl Server {
                 Arc::new(store.map_err(|error| StartError::Store(shown(path), error))?)
             }
         };
-        let rustcrypto: Arc<dyn Provider> = Arc::new(RustCrypto::new(root));
         let Credentials { chain, files } = load_credentials(config, &clock)?;
         let audit = Arc::new(open_audit(&config.audit)?);
         let limits = config.limits.clone();
@@ -140,7 +140,7 @@ impl Server {
         let sink: Arc<dyn Sink> = Arc::<JsonLines>::clone(&audit);
         let kms = Kms {
             store,
-            providers: Arc::new(Providers::new(vec![rustcrypto])),
+            providers: Arc::new(Providers::from(RustCrypto::new(root))),
             keyring: Arc::new(Keyring::new(limits.opened_keys.get())),
             pool: Arc::new(Pool::new(threads, limits.cpu_queue.get())?),
             policy: Policy,

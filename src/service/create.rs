@@ -87,7 +87,7 @@ impl Kms {
     pub(super) async fn generate(&self, name: VersionName) -> Result<Vec<u8>, Error> {
         let providers = Arc::clone(&self.providers);
         let family = name.spec.family();
-        let generate = move || providers.for_spec(name.spec)?.generate(&name);
+        let generate = move || providers.maker(name.spec)?.generate(&name);
         let sealed = match family {
             Family::Symmetric => briefly(generate).await?,
             Family::Rsa | Family::Sm2 => self.pool.run(generate).await?,

@@ -147,7 +147,7 @@ impl Held {
             let sealed = SealedKey(record.sealed.clone());
             let providers = Arc::clone(providers);
             let spec = name.spec;
-            let open = move || providers.for_spec(name.spec)?.open(&name, &sealed);
+            let open = move || providers.opener(name.spec, &sealed)?.open(&name, &sealed);
             let opened = match spec.family() {
                 Family::Symmetric => briefly(open).await?,
                 Family::Rsa | Family::Sm2 => pool.run(open).await?,

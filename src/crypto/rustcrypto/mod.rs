@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::crypto::root::RootKey;
+use crate::crypto::root::Root;
 use crate::crypto::{OpenKey, Provider, ProviderError, SealedKey, VersionName};
 use crate::domain::key::{Family, KeySpec};
 use crate::domain::secret::Material;
@@ -15,12 +15,12 @@ mod sm2;
 /// Keys in software, sealed under a root key.
 #[derive(Debug)]
 pub struct RustCrypto {
-    root: Arc<RootKey>,
+    root: Arc<dyn Root>,
 }
 
 impl RustCrypto {
     /// A provider whose keys are sealed under `root`.
-    pub const fn new(root: Arc<RootKey>) -> Self {
+    pub fn new(root: Arc<dyn Root>) -> Self {
         Self { root }
     }
 }
@@ -34,6 +34,10 @@ impl Provider for RustCrypto {
         match spec.family() {
             Family::Symmetric | Family::Rsa | Family::Sm2 => true,
         }
+    }
+
+    fn opens(&self, key: &SealedKey) -> bool {
+        self.root.seals(key)
     }
 
     fn generate(&self, name: &VersionName) -> Result<SealedKey, ProviderError> {
