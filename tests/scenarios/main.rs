@@ -24,6 +24,7 @@ mod schema;
 mod seeds;
 mod signature;
 mod world;
+mod wycheproof;
 
 use serde_json::Value;
 

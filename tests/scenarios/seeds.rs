@@ -43,6 +43,15 @@ pub(crate) const BROKEN: &str = "00000000-0000-4000-8000-0000000000ff";
 /// An id that no key has.
 pub(crate) const NOBODY: &str = "00000000-0000-4000-8000-00000000dead";
 
+/// A key that is in the store before the server starts.
+pub(crate) struct Seed {
+    pub(crate) key_id: String,
+    pub(crate) spec: KeySpec,
+    pub(crate) usage: KeyUsage,
+    pub(crate) state: KeyState,
+    pub(crate) material: Material,
+}
+
 const SEEDS: [(&str, KeySpec, KeyUsage, KeyState); 12] = {
     use KeySpec::{Aes256, Rsa2048, Rsa3072, Rsa4096, Sm2 as Sm2Curve};
     use KeyState::{Disabled, Enabled, Frozen, PendingActivation, PendingImport};
@@ -68,13 +77,27 @@ const SEEDS: [(&str, KeySpec, KeyUsage, KeyState); 12] = {
     ]
 };
 
-/// Puts the seeds into each of the projects.
-pub(crate) async fn sow(path: &Path, root: RootKey, projects: &[&str]) {
+/// Puts the seeds, and these too, into each of the projects.
+pub(crate) async fn sow(path: &Path, root: RootKey, projects: &[&str], more: &[Seed]) {
     let store = Sqlite::open(path, Codec::new(root.mac_key())).unwrap();
     let provider = RustCrypto::new(Arc::new(root));
+    let seeds = SEEDS.map(|(key_id, spec, usage, state)| Seed {
+        key_id: key_id.to_owned(),
+        spec,
+        usage,
+        state,
+        material: material(spec),
+    });
     let mut changes = Vec::new();
     for project in projects {
-        for (number, (key_id, spec, usage, state)) in (0..).zip(SEEDS) {
+        for (number, seed) in (0..).zip(seeds.iter().chain(more)) {
+            let Seed {
+                ref key_id,
+                spec,
+                usage,
+                state,
+                ref material,
+            } = *seed;
             let project: ProjectId = project.parse().unwrap();
             let name = VersionName {
                 project: project.clone(),
@@ -82,7 +105,7 @@ pub(crate) async fn sow(path: &Path, root: RootKey, projects: &[&str]) {
                 version: KeyVersion::FIRST,
                 spec,
             };
-            let mut sealed = provider.seal(&name, &material(spec)).unwrap().0;
+            let mut sealed = provider.seal(&name, material).unwrap().0;
             if key_id == BROKEN {
                 sealed.reverse();
             }

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use crate::face::{Face, Over};
 use crate::schema::Call;
 use crate::seeds;
-use crate::seeds::NOBODY;
+use crate::seeds::{NOBODY, Seed};
 
 /// The project whose callers come over REST. Each face has one of its own, so that what a scenario
 /// does over one is not seen over the other.
@@ -73,8 +73,14 @@ impl World {
 
     /// Starts a server whose configuration has these lines too.
     pub(crate) async fn with(lines: &str) -> Self {
+        Self::holding(&[], lines).await
+    }
+
+    /// Starts a server that has these keys in each project too, and these lines in its
+    /// configuration.
+    pub(crate) async fn holding(keys: &[Seed], lines: &str) -> Self {
         let dir = TempDir::new().unwrap();
-        let config = write_files(dir.path()).await + lines;
+        let config = write_files(dir.path(), keys).await + lines;
         let config = Config::parse(&config).unwrap();
         let listen = || TcpListener::bind("127.0.0.1:0");
         let listeners = Listeners {
@@ -170,10 +176,11 @@ pub(crate) async fn on_both_faces(story: impl AsyncFn(&Face)) {
 }
 
 /// Writes what the configuration names, and returns the configuration.
-async fn write_files(dir: &Path) -> String {
+async fn write_files(dir: &Path, keys: &[Seed]) -> String {
     let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let root = RootKey::create(&dir.join("root.key")).unwrap();
-    seeds::sow(&dir.join("keys.db"), root, &[REST_PROJECT, GRPC_PROJECT]).await;
+    let projects = [REST_PROJECT, GRPC_PROJECT];
+    seeds::sow(&dir.join("keys.db"), root, &projects, keys).await;
     write_secret(&dir.join("tokens.toml"), &tokens());
     let (access_key, secret_key) = ACCESS_KEY;
     let access_keys = format!(
