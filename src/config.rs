@@ -5,12 +5,15 @@
 //! security setting must not be ignored. Values arrive in their final types, and nothing downstream
 //! checks them again. Secrets are named by path and never stand here.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+
+use crate::domain::key::KeySpec;
 
 /// Everything the operator can choose.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -32,6 +35,9 @@ pub struct Config {
     pub root_key_file: PathBuf,
     /// Where keys are kept.
     pub store: Store,
+    /// Who makes keys and works with them.
+    #[serde(default)]
+    pub crypto: Crypto,
     /// Who is let in.
     pub auth: Auth,
     /// Where lifecycle events and refusals are written.
@@ -65,6 +71,43 @@ pub enum Store {
         /// The database file; its directory must exist.
         path: PathBuf,
     },
+}
+
+/// Who makes keys and works with them.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Crypto {
+    /// The providers, each at most once. For each key spec the first that has it makes its keys.
+    pub providers: Vec<Provider>,
+}
+
+/// A provider, with just the settings that it has.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Provider {
+    /// The RustCrypto crates. It supports every spec.
+    #[serde(rename = "rustcrypto")]
+    RustCrypto {
+        /// What it is for; all that it supports if absent.
+        #[serde(default, deserialize_with = "key_specs")]
+        key_specs: Option<Vec<KeySpec>>,
+    },
+}
+
+impl Provider {
+    /// The kind's name.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::RustCrypto { .. } => "rustcrypto",
+        }
+    }
+
+    /// What it is for; all that it supports if absent.
+    pub fn key_specs(&self) -> Option<&[KeySpec]> {
+        match self {
+            Self::RustCrypto { key_specs } => key_specs.as_deref(),
+        }
+    }
 }
 
 /// The credentials that are accepted. At least one kind must be.
@@ -150,7 +193,43 @@ impl Config {
         if config.auth.token_file.is_none() && config.auth.access_key_file.is_none() {
             return Err(ConfigError::NoCredentials);
         }
+        config.crypto.check()?;
         Ok(config)
+    }
+}
+
+impl Crypto {
+    /// Refuses lists that say nothing, or something twice.
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.providers.is_empty() {
+            return Err(ConfigError::NoProviders);
+        }
+        let mut kinds = HashSet::new();
+        for provider in &self.providers {
+            let kind = provider.kind();
+            if !kinds.insert(kind) {
+                return Err(ConfigError::ProviderTwice(kind));
+            }
+            let Some(specs) = provider.key_specs() else {
+                continue;
+            };
+            if specs.is_empty() {
+                return Err(ConfigError::NoKeySpecs(kind));
+            }
+            let mut seen = HashSet::new();
+            if let Some(twice) = specs.iter().find(|spec| !seen.insert(**spec)) {
+                return Err(ConfigError::KeySpecTwice(kind, twice.name()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for Crypto {
+    fn default() -> Self {
+        Self {
+            providers: vec![Provider::RustCrypto { key_specs: None }],
+        }
     }
 }
 
@@ -199,6 +278,20 @@ pub enum ConfigError {
     /// Nobody could ever be let in.
     #[error("auth: name a token_file or an access_key_file, or nobody is let in")]
     NoCredentials,
+    /// No key could ever be made.
+    #[error("crypto.providers: name at least one provider, or leave the list out")]
+    NoProviders,
+    /// Two entries are of one kind.
+    #[error("crypto.providers: {0} stands there twice; give one entry all its key_specs")]
+    ProviderTwice(&'static str),
+    /// An entry is for nothing.
+    #[error(
+        "crypto.providers: {0} has no key_specs; without that setting it is for all that it supports"
+    )]
+    NoKeySpecs(&'static str),
+    /// An entry is for the same spec twice.
+    #[error("crypto.providers: {0} has {1} twice among its key_specs")]
+    KeySpecTwice(&'static str, &'static str),
 }
 
 fn default_grpc() -> SocketAddr {
@@ -219,6 +312,20 @@ fn default_realm() -> String {
 
 fn count(number: usize) -> NonZeroUsize {
     NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Reads key specs by their documented names.
+fn key_specs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<KeySpec>>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    let specs = names.into_iter().map(|name| {
+        let spec: Result<KeySpec, _> = name.parse();
+        spec.map_err(|_| {
+            let all: Vec<&str> = KeySpec::ALL.iter().map(|spec| spec.name()).collect();
+            let all = all.join(", ");
+            serde::de::Error::custom(format!("no key spec {name:?}: expected one of {all}"))
+        })
+    });
+    specs.collect::<Result<_, _>>().map(Some)
 }
 
 /// Reads a duration such as `500ms`, `10s` or `2m`.
@@ -267,6 +374,8 @@ mod tests {
             "[audit]\nkind = \"stdout\"\npath = \"x\"",
             "[log]\nlevel = \"info\"",
             "[shutdown]\nlags = \"5s\"",
+            "[crypto]\nprovider = []",
+            "[[crypto.providers]]\nkind = \"rustcrypto\"\nkey_spec = [\"SM2\"]",
         ] {
             let text = format!("{SMALLEST}\n{misspelt}");
             assert!(Config::parse(&text).is_err(), "{misspelt}");
@@ -288,11 +397,51 @@ mod tests {
     }
 
     #[test]
+    fn a_provider_may_be_for_some_key_specs() {
+        let config = with_providers(r#"{ kind = "rustcrypto", key_specs = ["SM2", "AES_256"] }"#);
+        let specs = Some(vec![KeySpec::Sm2, KeySpec::Aes256]);
+        let expected = [Provider::RustCrypto { key_specs: specs }];
+        assert_eq!(config.unwrap().crypto.providers, expected);
+    }
+
+    #[test]
+    fn a_list_of_providers_that_says_nothing_or_something_twice_is_refused() {
+        for (providers, sentence) in [
+            ("", "name at least one provider"),
+            (
+                r#"{ kind = "rustcrypto" }, { kind = "rustcrypto", key_specs = ["SM2"] }"#,
+                "rustcrypto stands there twice",
+            ),
+            (
+                r#"{ kind = "rustcrypto", key_specs = [] }"#,
+                "rustcrypto has no key_specs",
+            ),
+            (
+                r#"{ kind = "rustcrypto", key_specs = ["SM2", "AES_256", "SM2"] }"#,
+                "rustcrypto has SM2 twice",
+            ),
+            (
+                r#"{ kind = "rustcrypto", key_specs = ["RSA_1024"] }"#,
+                r#"no key spec "RSA_1024": expected one of AES_256, RSA_2048, "#,
+            ),
+            (r#"{ kind = "no-such" }"#, "unknown variant `no-such`"),
+            (r#"{ key_specs = ["SM2"] }"#, "missing field `kind`"),
+        ] {
+            let error = with_providers(providers).unwrap_err().to_string();
+            assert!(error.contains(sentence), "{providers}: {error}");
+        }
+    }
+
+    #[test]
     fn a_duration_has_a_number_and_a_unit() {
         assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
         assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
         for bad in ["", "5", "s", "-5s", "1.5s", "5h", "99999999999999999999s"] {
             assert_eq!(parse_duration(bad), None, "{bad:?}");
         }
+    }
+
+    fn with_providers(providers: &str) -> Result<Config, ConfigError> {
+        Config::parse(&format!("{SMALLEST}\n[crypto]\nproviders = [{providers}]"))
     }
 }

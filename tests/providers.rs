@@ -9,7 +9,8 @@ use base64::prelude::BASE64_STANDARD;
 use kmsgate::crypto::root::RootKey;
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::crypto::{
-    KeyPair, OpenKey, Place, Provider, ProviderError, SealedKey, Symmetric, VersionName,
+    Choice, InvalidProviders, KeyPair, OpenKey, Place, Provider, ProviderError, Providers,
+    SealedKey, Symmetric, VersionName,
 };
 use kmsgate::domain::frame::{HEAD, Head, Suite};
 use kmsgate::domain::key::{Family, KeySpec, KeyVersion};
@@ -57,6 +58,20 @@ macro_rules! cases {
 }
 
 battery!(rustcrypto, RustCrypto::new(root()));
+
+#[test]
+fn each_key_spec_needs_a_provider() {
+    let choice = |specs: &[KeySpec]| Choice {
+        provider: Arc::new(RustCrypto::new(root())),
+        specs: Some(specs.to_vec()),
+    };
+    let (sm2, others) = ([KeySpec::Sm2], &KeySpec::ALL[..4]);
+    assert!(Providers::new(vec![choice(&sm2), choice(others)]).is_ok());
+    for (choices, missing) in [(vec![], "AES_256"), (vec![choice(others)], "SM2")] {
+        let error = Providers::new(choices).unwrap_err();
+        assert_eq!(error, InvalidProviders::Missing(missing));
+    }
+}
 
 fn says_what_it_supports(provider: &dyn Provider) {
     for &spec in KeySpec::ALL {

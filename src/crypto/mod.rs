@@ -193,9 +193,25 @@ pub struct Choice {
 }
 
 impl Providers {
-    /// Prefers `choices` in this order.
-    pub const fn new(choices: Vec<Choice>) -> Self {
-        Self(choices)
+    /// Prefers `choices` in this order, if they leave no spec out and ask no provider for what it
+    /// does not support.
+    pub fn new(choices: Vec<Choice>) -> Result<Self, InvalidProviders> {
+        for Choice { provider, specs } in &choices {
+            let mut asked = specs.iter().flatten();
+            if let Some(spec) = asked.find(|spec| !provider.supports(**spec)) {
+                let provider = provider.name();
+                return Err(InvalidProviders::Unsupported {
+                    provider,
+                    spec: spec.name(),
+                });
+            }
+        }
+        let providers = Self(choices);
+        let mut all = KeySpec::ALL.iter();
+        match all.find(|spec| providers.maker(**spec).is_err()) {
+            Some(spec) => Err(InvalidProviders::Missing(spec.name())),
+            None => Ok(providers),
+        }
     }
 
     /// The provider that makes keys of `spec`.
@@ -218,8 +234,24 @@ impl Providers {
     }
 }
 
+/// Why a list of providers cannot be worked with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidProviders {
+    /// Keys of a spec could be neither made nor opened.
+    #[error("none is for {0}")]
+    Missing(&'static str),
+    /// A provider is asked for what it does not [support](Provider::supports).
+    #[error("{provider} does not support {spec}")]
+    Unsupported {
+        /// The provider's name.
+        provider: &'static str,
+        /// The spec's name.
+        spec: &'static str,
+    },
+}
+
 impl<P: Provider + 'static> From<P> for Providers {
-    /// One provider for everything that it supports.
+    /// One provider, for everything that it supports and for nothing else.
     fn from(provider: P) -> Self {
         Self(vec![Choice {
             provider: Arc::new(provider),

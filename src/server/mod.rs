@@ -39,10 +39,10 @@ use crate::auth::policy::Policy;
 use crate::auth::token::Tokens;
 use crate::auth::{Authenticator, Chain};
 use crate::config::{self, Config};
-use crate::crypto::Providers;
 use crate::crypto::pool::{Pool, PoolError};
-use crate::crypto::root::{RootKey, RootKeyError};
+use crate::crypto::root::{Root, RootKey, RootKeyError};
 use crate::crypto::rustcrypto::RustCrypto;
+use crate::crypto::{Choice, InvalidProviders, Provider, Providers};
 use crate::domain::caller::{Action, Actions, Caller};
 use crate::domain::key::{KeyAlias, KeyDescription, KeyId, KeySpec, KeyUsage, ProjectId};
 use crate::domain::request::RequestId;
@@ -124,7 +124,8 @@ impl Server {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let root = load_root_key(config)?;
         let codec = Codec::new(root.mac_key());
-        let root = Arc::new(root);
+        let root: Arc<dyn Root> = Arc::new(root);
+        let providers = Arc::new(providers(&config.crypto, &root)?);
         let store: Arc<dyn KeyStore> = match &config.store {
             config::Store::Memory {} => Arc::new(Memory::new(codec)),
             config::Store::Sqlite { path } => {
@@ -140,7 +141,7 @@ impl Server {
         let sink: Arc<dyn Sink> = Arc::<JsonLines>::clone(&audit);
         let kms = Kms {
             store,
-            providers: Arc::new(Providers::from(RustCrypto::new(root))),
+            providers,
             keyring: Arc::new(Keyring::new(limits.opened_keys.get())),
             pool: Arc::new(Pool::new(threads, limits.cpu_queue.get())?),
             policy: Policy,
@@ -382,7 +383,8 @@ fn place(listener: &TcpListener) -> String {
 
 /// Reads what `config` names, as a start would, and changes nothing: the store is not opened.
 pub fn check(config: &Config) -> Result<(), StartError> {
-    load_root_key(config)?;
+    let root: Arc<dyn Root> = Arc::new(load_root_key(config)?);
+    providers(&config.crypto, &root)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     load_credentials(config, &clock)?;
     Ok(())
@@ -391,6 +393,18 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 fn load_root_key(config: &Config) -> Result<RootKey, StartError> {
     let path = &config.root_key_file;
     RootKey::load(path).map_err(|error| StartError::RootKey(shown(path), error))
+}
+
+/// The configured providers, whose keys are sealed under `root`.
+fn providers(crypto: &config::Crypto, root: &Arc<dyn Root>) -> Result<Providers, StartError> {
+    let choices = crypto.providers.iter().map(|configured| {
+        let provider: Arc<dyn Provider> = match configured {
+            config::Provider::RustCrypto { .. } => Arc::new(RustCrypto::new(Arc::clone(root))),
+        };
+        let specs = configured.key_specs().map(<[KeySpec]>::to_vec);
+        Choice { provider, specs }
+    });
+    Ok(Providers::new(choices.collect())?)
 }
 
 /// Who is let in, and the files that say so.
@@ -536,6 +550,9 @@ pub enum StartError {
     /// The root key cannot be used.
     #[error("root key {0}: {causes}", causes = Causes(.1))]
     RootKey(String, #[source] RootKeyError),
+    /// The providers do not fit the key specs.
+    #[error("crypto.providers: {0}")]
+    Providers(#[from] InvalidProviders),
     /// A credential file cannot be used.
     #[error("credential file {0}: {1}")]
     File(String, #[source] FileError),
