@@ -214,7 +214,7 @@ fn tag(key: &[u8; 32], nonce: &[u8; 12], aad: &[u8], sealed: &[u8]) -> u128 {
             sum = times(sum ^ u128::from_be_bytes(block), h);
         }
     }
-    let lengths = (aad.len() as u128 * 8) << 64 | sealed.len() as u128 * 8;
+    let lengths = ((aad.len() as u128 * 8) << 64) | (sealed.len() as u128 * 8);
     times(sum ^ lengths, h) ^ encrypt_block(key, counter(nonce, 1))
 }
 
@@ -236,7 +236,7 @@ fn counter(nonce: &[u8; 12], number: u32) -> u128 {
 /// nonce is the second half.
 fn message_key(key: &[u8; 32], nonce: &[u8; 24]) -> [u8; 32] {
     let l = encrypt_block(key, 0);
-    let k1 = l << 1 ^ (l >> 127) * 0x87;
+    let k1 = (l << 1) ^ ((l >> 127) * 0x87);
     let mut derived = [0; 32];
     for (number, half) in (1..).zip(derived.chunks_mut(16)) {
         let mut block = [0, number, b'X', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -260,8 +260,8 @@ const ONE: u128 = 1 << 127;
 fn times(x: u128, y: u128) -> u128 {
     let (mut product, mut v) = (0, y);
     for bit in (0..128).rev() {
-        product ^= v * (x >> bit & 1);
-        v = v >> 1 ^ (v & 1) * (0xe1 << 120);
+        product ^= v * ((x >> bit) & 1);
+        v = (v >> 1) ^ ((v & 1) * (0xe1 << 120));
     }
     product
 }
