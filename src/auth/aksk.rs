@@ -549,6 +549,50 @@ mod tests {
     }
 
     #[test]
+    fn a_request_is_signed_within_15_minutes_of_our_clock_to_the_millisecond() {
+        let parameters = format!("Access=A, SignedHeaders=x-sdk-date, Signature={:064}", 0);
+        let claim = Claim::read(parameters.as_bytes()).unwrap();
+        let headers = headers(&[(DATE, "20191115T033655Z")]);
+        let (signed, window) = (1_573_789_015_000, 900_000);
+        for (now, taken) in [
+            (signed - window - 1, false),
+            (signed - window, true),
+            (signed, true),
+            (signed + window, true),
+            (signed + window + 1, false),
+        ] {
+            assert_eq!(claim.date(&headers, Timestamp(now)).is_ok(), taken, "{now}");
+        }
+    }
+
+    #[test]
+    fn a_signature_header_has_at_most_4096_bytes() {
+        let longest = format!("SDK-HMAC-SHA256 {}", "a".repeat(4096 - 16));
+        let found = |value: &str| find(&headers(&[("authorization", value)])).is_ok();
+        assert!(found(&longest));
+        assert!(!found(&(longest + "a")));
+    }
+
+    #[test]
+    fn a_signature_signs_the_body_and_nothing_else_does() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let keys = AccessKeys::load(file.path(), Arc::new(NoClock)).unwrap();
+        let signs = |list: &[(&'static str, &str)]| keys.signs_body(&headers(list));
+        let signature = ("authorization", "SDK-HMAC-SHA256 Access=A");
+        assert!(signs(&[signature]));
+        for other in [
+            &[][..],
+            &[("x-auth-token", "t")],
+            &[("authorization", "Bearer t")],
+            // These are refused whatever the body is.
+            &[("authorization", "SDK-SM2-SM3 Access=A")],
+            &[signature, ("x-auth-token", "t")],
+        ] {
+            assert!(!signs(other), "{other:?}");
+        }
+    }
+
+    #[test]
     fn a_claim_has_three_parameters_once_each() {
         let signature = format!("Signature={}", "0".repeat(64));
         let claim = |text: &str| Claim::read(text.as_bytes()).map(|claim| claim.scope.is_some());
@@ -595,6 +639,24 @@ mod tests {
             assert!(!printed.contains("hunter2"), "{printed}");
             assert!(printed.starts_with("line "), "{printed}");
         }
+    }
+
+    /// For what needs no time.
+    #[derive(Debug)]
+    struct NoClock;
+
+    impl Clock for NoClock {
+        fn now(&self) -> Timestamp {
+            panic!("asked for the time")
+        }
+    }
+
+    fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in list {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
     }
 
     proptest! {

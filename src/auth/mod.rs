@@ -94,3 +94,43 @@ pub enum AuthError {
     #[error("{0}")]
     BadSignature(&'static str),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_body_is_read_first_if_any_kind_of_credential_signs_it() {
+        let chain = |kinds: &[bool]| {
+            let kinds = kinds.iter().map(|signs| Arc::new(Kind(*signs)) as _);
+            Chain::new(kinds.collect())
+        };
+        for (kinds, signs) in [
+            (&[][..], false),
+            (&[false, false], false),
+            (&[false, true], true),
+            (&[true, false], true),
+        ] {
+            assert_eq!(
+                chain(kinds).signs_body(&HeaderMap::new()),
+                signs,
+                "{kinds:?}"
+            );
+        }
+    }
+
+    /// A kind of credential that signs the body, or does not.
+    #[derive(Debug)]
+    struct Kind(bool);
+
+    #[async_trait]
+    impl Authenticator for Kind {
+        async fn authenticate(&self, _: &Evidence<'_>) -> Result<Option<Arc<Caller>>, AuthError> {
+            Ok(None)
+        }
+
+        fn signs_body(&self, _: &HeaderMap) -> bool {
+            self.0
+        }
+    }
+}
