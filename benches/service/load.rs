@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use hdrhistogram::Histogram;
+use prost::Message;
 use tokio::sync::Mutex;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until};
@@ -97,6 +98,20 @@ impl Prepared {
         Ok(Self {
             pid: server.pid(),
             call,
+        })
+    }
+
+    /// The same for any method of the CryptoService, over gRPC. An answer is right if it begins with `answer`.
+    pub(crate) async fn unary(
+        server: &Server,
+        method: &str,
+        request: &impl Message,
+        answer: &impl Message,
+    ) -> Outcome<Self> {
+        let call = grpc::Call::unary(server, method, request, answer).await?;
+        Ok(Self {
+            pid: server.pid(),
+            call: Call::Grpc(call),
         })
     }
 }

@@ -19,6 +19,7 @@
     reason = "the tables are what this program is for"
 )]
 
+mod asymmetric;
 mod echo;
 mod keys;
 mod load;
@@ -32,7 +33,7 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, value_parser};
+use clap::{Parser, ValueEnum, value_parser};
 
 use crate::load::{Face, Figures, Prepared, Window};
 use crate::machine::Cores;
@@ -100,6 +101,14 @@ struct Args {
     #[arg(long, value_delimiter = ',', default_value = "grpc,rest")]
     face: Vec<Face>,
 
+    /// What to measure: EncryptData under AES-256, RSA and SM2 beside their primitives, start to ready.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "symmetric,asymmetric,start"
+    )]
+    part: Vec<Part>,
+
     /// How many keys lie in the store when its start is timed; 0 leaves that part out.
     #[arg(
         long,
@@ -146,10 +155,23 @@ struct Args {
     bench: bool,
 }
 
+/// A part of the run.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Symmetric,
+    Asymmetric,
+    Start,
+}
+
+/// RSA and SM2 need no long measurement: nothing but the processor decides.
+const ASYMMETRIC: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     let mut words = env::args().skip(1).peekable();
     let outcome = if words.next_if(|word| word == echo::ROLE).is_some() {
         echo::serve(words)
+    } else if words.next_if(|word| word == asymmetric::ROLE).is_some() {
+        asymmetric::repeat(words)
     } else if is_test(words) {
         return ExitCode::SUCCESS;
     } else {
@@ -195,8 +217,13 @@ fn measure(args: &Args) -> Outcome<()> {
             "Baseline: {}. Subject: {}. {} pairs, {:?} each after {:?} of warm-up.",
             args.baseline, args.subject, args.pairs, args.seconds, args.warm_up
         );
-        throughput(args, &cores).await?;
-        if args.keys > 0 {
+        if args.part.contains(&Part::Symmetric) {
+            symmetric(args, &cores).await?;
+        }
+        if args.part.contains(&Part::Asymmetric) {
+            asymmetric(args, &cores).await?;
+        }
+        if args.part.contains(&Part::Start) && args.keys > 0 {
             starts(args, &cores).await?;
         }
         Ok(())
@@ -204,7 +231,7 @@ fn measure(args: &Args) -> Outcome<()> {
 }
 
 /// The closed loop over each face, size and number in flight; then the open loop at half the rate that this found.
-async fn throughput(args: &Args, cores: &Cores) -> Outcome<()> {
+async fn symmetric(args: &Args, cores: &Cores) -> Outcome<()> {
     let launch = launch(args, cores);
     let baseline = Server::start(&args.baseline, &launch)?;
     let subject = Server::start(&args.subject, &launch)?;
@@ -244,6 +271,23 @@ async fn throughput(args: &Args, cores: &Cores) -> Outcome<()> {
     }
     print!("{}", report::closed(&closed));
     print!("{}", report::open(&open));
+    Ok(())
+}
+
+/// RSA and SM2 beside what an echo and the primitive allow.
+async fn asymmetric(args: &Args, cores: &Cores) -> Outcome<()> {
+    let Kind::Kmsgate(_) = args.subject else {
+        return Ok(());
+    };
+    let launch = launch(args, cores);
+    let echo = Server::start(&Kind::Echo, &launch)?;
+    let subject = Server::start(&args.subject, &launch)?;
+    let window = Window {
+        warm_up: args.warm_up,
+        length: args.seconds.min(ASYMMETRIC),
+    };
+    let rows = asymmetric::rows(&echo, &subject, cores, args.pairs, window).await?;
+    print!("{}", report::asymmetric(&rows));
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::asymmetric::{Rates, Row};
 use crate::keys::Start;
 use crate::load::{Face, Figures};
 
@@ -136,6 +137,36 @@ pub(crate) fn open(cases: &[Case]) -> String {
          | face | plaintext | offered | p50 | p99 | p99.9 | ratio of p99 (spread) |\n\
          |---|--:|--:|--:|--:|--:|--:|\n",
     ) + &latencies(cases)
+}
+
+/// RSA and SM2 beside what an echo and the primitive allow.
+pub(crate) fn asymmetric(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "\n## RSA and SM2 over gRPC (closed loop), per second on one core\n\n\
+         | key | direction | echo | primitive | together | call | ratio (spread) |\n\
+         |---|---|--:|--:|--:|--:|--:|\n",
+    );
+    for row in rows {
+        let middle = |of: fn(&Rates) -> f64| median(row.rates.iter().map(of));
+        let ratios: Vec<f64> = row
+            .rates
+            .iter()
+            .map(|rates| rates.call / rates.allowed())
+            .collect();
+        let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = ratios.iter().copied().fold(0.0, f64::max);
+        text += &format!(
+            "| {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | **{:.2}** ({least:.2}–{most:.2}) |\n",
+            row.spec.name(),
+            row.direction.name(),
+            middle(|rates| rates.echo),
+            middle(|rates| rates.primitive),
+            middle(|rates| rates.allowed()),
+            middle(|rates| rates.call),
+            median(ratios.into_iter()),
+        );
+    }
+    text
 }
 
 /// Start to ready, and idle memory.

@@ -36,14 +36,14 @@ struct Template {
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
-    /// How the answer begins: everything up to the ciphertext.
+    /// How the answer begins: everything up to the ciphertext. Without the prefix if `length` is `None`.
     opening: Bytes,
-    /// How long it is.
-    length: usize,
+    /// How long it is; `None` if that changes from one to the next.
+    length: Option<usize>,
 }
 
 impl Call {
-    /// Makes the request, and tries it.
+    /// Makes an EncryptData request, and tries it.
     pub(crate) async fn prepare(server: &Server, plaintext: usize) -> Outcome<Self> {
         let request = EncryptDataRequest {
             project_id: server.project.clone(),
@@ -56,6 +56,30 @@ impl Call {
             key_id: server.key_id.clone(),
             cipher_text: cipher_text.clone(),
         })?;
+        let length = answer.len();
+        let opening = answer.slice(..length - cipher_text.len());
+        Self::new(server, "EncryptData", &request, opening, Some(length)).await
+    }
+
+    /// Makes any request, and tries it. Its answers begin with the fields of `answer`.
+    pub(crate) async fn unary(
+        server: &Server,
+        method: &str,
+        request: &impl Message,
+        answer: &impl Message,
+    ) -> Outcome<Self> {
+        // The prefix tells a length, and an answer may go on after these fields.
+        let fields = answer.encode_to_vec().into();
+        Self::new(server, method, request, fields, None).await
+    }
+
+    async fn new(
+        server: &Server,
+        method: &str,
+        request: &impl Message,
+        opening: Bytes,
+        length: Option<usize>,
+    ) -> Outcome<Self> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -66,15 +90,11 @@ impl Call {
         let call = Self {
             address: server.grpc,
             template: Arc::new(Template {
-                uri: format!(
-                    "http://{}/kmsgate.v1.CryptoService/EncryptData",
-                    server.grpc
-                )
-                .parse()?,
+                uri: format!("http://{}/kmsgate.v1.CryptoService/{method}", server.grpc).parse()?,
                 headers,
-                body: framed(&request)?,
-                opening: answer.slice(..answer.len() - cipher_text.len()),
-                length: answer.len(),
+                body: framed(request)?,
+                opening,
+                length,
             }),
         };
         for mut lane in call.connect(1).await? {
@@ -132,28 +152,32 @@ impl Lane for Exchange {
         let (head, mut body) = response.await?.into_parts();
         let mut length = 0;
         let mut opening = self.template.opening.as_ref();
+        let mut skipped = if self.template.length.is_none() {
+            PREFIX
+        } else {
+            0
+        };
         while let Some(chunk) = body.data().await {
-            let chunk = chunk?;
+            let received = chunk?;
+            let chunk = &received[skipped.min(received.len())..];
+            skipped -= received.len() - chunk.len();
             let compared = opening.len().min(chunk.len());
             let (expected, rest) = opening.split_at(compared);
             if expected != &chunk[..compared] {
                 return Err("gRPC: an answer other than expected".into());
             }
             opening = rest;
-            length += chunk.len();
-            body.flow_control().release_capacity(chunk.len())?;
+            length += received.len();
+            body.flow_control().release_capacity(received.len())?;
         }
         let trailers = body.trailers().await?;
         let status = trailers.as_ref().and_then(|map| map.get("grpc-status"));
         if head.status != StatusCode::OK || status.is_none_or(|status| status != "0") {
             return Err(format!("gRPC: {head:?}, trailers {trailers:?}").into());
         }
-        if length != self.template.length {
-            return Err(format!(
-                "gRPC: {length} bytes of answer, not {}",
-                self.template.length
-            )
-            .into());
+        let expected = self.template.length.unwrap_or(length);
+        if length != expected || !opening.is_empty() {
+            return Err(format!("gRPC: {length} bytes of answer, not {expected}").into());
         }
         Ok(())
     }
