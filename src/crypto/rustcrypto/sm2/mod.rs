@@ -7,27 +7,34 @@
 //! C2 = M ⊕ t       C3 = SM3(x2 ‖ M ‖ y2)
 //! ```
 //!
-//! The crate `sm2` does the arithmetic of the group and reads and writes keys; the scheme is here,
+//! The crate `sm2` reads and writes keys and does the arithmetic of scalars. The scheme is here,
 //! because the crate's own prints its secret scalar, does not wipe it, and compares C3 in variable
-//! time.
+//! time; the multiplication of points is [here](curve) too, because a key that encrypts many times
+//! is worth a table, for which the crate has no place.
 //!
 //! Material is a PKCS#8 `PrivateKeyInfo` (RFC 5208) of an `id-ecPublicKey` on the curve
 //! 1.2.156.10197.1.301.
 
+use std::sync::OnceLock;
+
 use getrandom::SysRng;
+use sm2::elliptic_curve::Generate;
 use sm2::elliptic_curve::point::AffineCoordinates;
-use sm2::elliptic_curve::{BatchNormalize, Generate, Group};
 use sm2::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
-use sm2::{AffinePoint, NonZeroScalar, ProjectivePoint, Scalar, SecretKey};
+use sm2::{NonZeroScalar, Scalar, SecretKey};
 use sm3::{Digest, Sm3};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::crypto::rustcrypto::der::{self, Parts};
 use crate::crypto::rustcrypto::no_randomness;
+use crate::crypto::rustcrypto::sm2::curve::{Affine, Multiples};
 use crate::crypto::{KeyPair, Place, ProviderError};
 use crate::domain::algorithm::MAX_PLAINTEXT;
 use crate::domain::secret::{Material, Plaintext};
+
+mod curve;
+mod field;
 
 /// Fresh material.
 pub(super) fn generate() -> Result<Material, ProviderError> {
@@ -47,7 +54,9 @@ pub(super) fn generate() -> Result<Material, ProviderError> {
 /// An SM2 key ready for use.
 pub(super) struct Sm2 {
     d: Zeroizing<NonZeroScalar>,
-    p: ProjectivePoint,
+    p: Affine,
+    /// Computed at the first encryption: most keys that are opened may never do one.
+    multiples: OnceLock<Multiples>,
     public_key: Vec<u8>,
 }
 
@@ -62,9 +71,11 @@ impl Sm2 {
             return None;
         }
         let public_key = key.public_key();
+        let p = public_key.as_affine();
         Some(Self {
             d,
-            p: public_key.to_projective(),
+            p: Affine::from_coordinates(&p.x().into(), &p.y().into())?,
+            multiples: OnceLock::new(),
             public_key: public_key.to_public_key_der().ok()?.into_vec(),
         })
     }
@@ -79,10 +90,11 @@ impl KeyPair for Sm2 {
             1..=MAX_PLAINTEXT => {}
             _ => return Err(ProviderError::TooLong),
         }
+        let multiples = self.multiples.get_or_init(|| Multiples::of(&self.p));
         loop {
             let k = NonZeroScalar::try_generate_from_rng(&mut SysRng).map_err(no_randomness)?;
             let k = Zeroizing::new(k);
-            if let Some(ciphertext) = encrypt(&self.p, &k, message) {
+            if let Some(ciphertext) = encrypt(multiples, &k, message) {
                 return Ok(ciphertext);
             }
         }
@@ -105,17 +117,17 @@ impl KeyPair for Sm2 {
     }
 }
 
-/// Encrypts under the public point `p`; none if `k` gives an all-zero mask, so that another must be
-/// drawn. That is to be expected: for a message of one byte, every 256th time.
-fn encrypt(p: &ProjectivePoint, k: &NonZeroScalar, message: &[u8]) -> Option<Vec<u8>> {
+/// Encrypts under the point whose `multiples` are given; none if `k` gives an all-zero mask, so that
+/// another must be drawn. That is to be expected: for a message of one byte, every 256th time.
+fn encrypt(multiples: &Multiples, k: &NonZeroScalar, message: &[u8]) -> Option<Vec<u8>> {
     // A2, A4. A3 asks that [h]P is not the point at infinity: h is 1, and P was checked
     // when the key was read.
-    let points = Zeroizing::new([ProjectivePoint::mul_by_generator(k), p * &**k]);
-    let [c1, mut shared] = <ProjectivePoint as BatchNormalize<[_; 2]>>::batch_normalize(&points);
-    let mask = Mask::new(&mut shared);
+    let points = curve::mul_both(k, multiples);
+    let [c1, shared] = &*points;
+    let mask = Mask::new(shared);
     // A7, then A5 and A6 where the message is put.
     let c3 = mask.hash(message);
-    let mut der = der::before_c2(&c1.x().into(), &c1.y().into(), &c3, message.len());
+    let mut der = der::before_c2(&c1.x(), &c1.y(), &c3, message.len());
     let start = der.len();
     der.extend_from_slice(message);
     if !mask.apply(der.get_mut(start..)?) {
@@ -130,10 +142,9 @@ fn decrypt(d: &NonZeroScalar, ciphertext: &[u8]) -> Option<Plaintext> {
     let Parts { x, y, c3, c2 } = Parts::parse(ciphertext)?;
     // B1: on the curve, which has no other subgroup, and by its form not the point at infinity. So
     // B2 holds.
-    let c1: Option<AffinePoint> = AffinePoint::from_coordinates(&x.into(), &y.into()).into();
+    let c1 = Affine::from_coordinates(&x, &y)?;
     // B3
-    let point = Zeroizing::new(ProjectivePoint::from(c1?) * **d);
-    let mask = Mask::new(&mut point.to_affine());
+    let mask = Mask::new(&curve::mul(d, &c1));
     // B4, B5
     let mut message = Zeroizing::new(c2.to_vec());
     let masked = mask.apply(&mut message);
@@ -146,15 +157,13 @@ fn decrypt(d: &NonZeroScalar, ciphertext: &[u8]) -> Option<Plaintext> {
 struct Mask(Zeroizing<[u8; 64]>);
 
 impl Mask {
-    /// Takes the coordinates out of the point and wipes it.
-    fn new(shared: &mut AffinePoint) -> Self {
+    fn new(shared: &Affine) -> Self {
         let mut coordinates = Zeroizing::new([0; 64]);
         let (x, y) = (Zeroizing::new(shared.x()), Zeroizing::new(shared.y()));
         let bytes = x.iter().chain(y.iter());
         for (to, byte) in coordinates.iter_mut().zip(bytes) {
             *to = *byte;
         }
-        shared.zeroize();
         Self(coordinates)
     }
 
@@ -187,7 +196,8 @@ impl Mask {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sm2::elliptic_curve::PrimeField;
+    use sm2::elliptic_curve::{Group, PrimeField};
+    use sm2::{AffinePoint, ProjectivePoint};
 
     /// The encryption example of GM/T 0003.5 (GB/T 32918.5, annex C): this private key,
     /// "encryption standard" and this k.
@@ -208,8 +218,7 @@ mod tests {
     #[test]
     fn the_standards_example_encrypts_and_decrypts() {
         let (d, k) = (scalar(D), scalar(K));
-        let p = ProjectivePoint::mul_by_generator(&d);
-        let ciphertext = encrypt(&p, &k, b"encryption standard").unwrap();
+        let ciphertext = encrypt(&multiples(&d), &k, b"encryption standard").unwrap();
         assert_eq!(ciphertext, bytes(CIPHERTEXT));
         let message = decrypt(&d, &ciphertext).unwrap();
         assert_eq!(message.expose(), b"encryption standard");
@@ -218,20 +227,25 @@ mod tests {
     #[test]
     fn an_all_zero_mask_is_drawn_again_and_refused() {
         let d = scalar(D);
-        let p = ProjectivePoint::mul_by_generator(&d);
+        let multiples = multiples(&d);
         // A mask of one byte is zero for one k in 256.
         let k = (1u64..)
             .map(|k| NonZeroScalar::new(Scalar::from(k)).unwrap())
-            .find(|k| encrypt(&p, k, b"x").is_none())
+            .find(|k| encrypt(&multiples, k, b"x").is_none())
             .unwrap();
 
         // What an implementation without the check would send for it.
-        let c1 = ProjectivePoint::mul_by_generator(&k).to_affine();
-        let mask = Mask::new(&mut (p * *k).to_affine());
-        let c3 = mask.hash(b"x");
-        let mut ciphertext = der::before_c2(&c1.x().into(), &c1.y().into(), &c3, 1);
+        let [c1, shared] = *curve::mul_both(&k, &multiples);
+        let c3 = Mask::new(&shared).hash(b"x");
+        let mut ciphertext = der::before_c2(&c1.x(), &c1.y(), &c3, 1);
         ciphertext.push(b'x');
         assert!(decrypt(&d, &ciphertext).is_none());
+    }
+
+    /// Those of the point of the private scalar, as the crate computes it.
+    fn multiples(d: &NonZeroScalar) -> Multiples {
+        let p = AffinePoint::from(ProjectivePoint::mul_by_generator(d));
+        Multiples::of(&Affine::from_coordinates(&p.x().into(), &p.y().into()).unwrap())
     }
 
     fn scalar(hex: &str) -> NonZeroScalar {
