@@ -5,7 +5,8 @@ mod program;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -386,6 +387,35 @@ fn secrets_that_others_may_read_are_refused() {
             ["check-config", "--config", &site.name("kmsgate.toml")],
             b"",
         );
+    }
+}
+
+#[test]
+fn a_server_leaves_no_core_and_belongs_to_no_debugger() {
+    let dir = TempDir::new().unwrap();
+    let dev = Dev::start(dir.path(), &[]);
+    let site = Site::new("");
+    let (serve, at) = site.serve();
+    let upstream = format!("http://{}", at.grpc);
+    let free = "127.0.0.1:0";
+    let gateway = ["gateway", "--upstream", &upstream, "--rest", free];
+    let (gateway, _) = Program::serve([&gateway[..], &["--admin", free]].concat());
+    for mut program in [dev.program, serve, gateway] {
+        let process = program.proc();
+        let limits = fs::read_to_string(process.join("limits")).unwrap();
+        let core = limits
+            .lines()
+            .find(|line| line.starts_with("Max core file size"));
+        let core: Vec<_> = core.unwrap().split_whitespace().skip(4).collect();
+        assert_eq!(core, ["0", "0", "bytes"]);
+        // Of a process that is not dumpable these files are root's, whoever started it, and they
+        // ask the rights that a debugger needs (proc_pid(5)).
+        assert_eq!(fs::metadata(process.join("mem")).unwrap().uid(), 0);
+        // What writes a core unless it is forbidden.
+        program.signal(Signal::QUIT);
+        let status = program.ended();
+        assert_eq!(status.signal(), Some(Signal::QUIT.as_raw()));
+        assert!(!status.core_dumped());
     }
 }
 

@@ -3,6 +3,7 @@
 mod client;
 mod data;
 mod dev;
+mod dumps;
 mod key;
 mod operate;
 
@@ -130,6 +131,8 @@ struct Health {
 impl Cli {
     /// Does what was asked.
     pub fn run(self) -> Result<(), Failure> {
+        // Before anything is read: each command has a key, a token or a plaintext in its memory.
+        dumps::forbid()?;
         match self.command {
             Command::RootKey(RootKeyCommand::New { file }) => operate::new_root_key(&file),
             Command::Token(TokenCommand::Hash) => operate::hash_token(),

@@ -85,6 +85,11 @@ impl Program {
         (program, addresses)
     }
 
+    /// What the kernel tells of the process (proc(5)).
+    pub(crate) fn proc(&self) -> PathBuf {
+        format!("/proc/{}", self.child.id()).into()
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
