@@ -7,7 +7,6 @@ CASES is how many of each, 1000 if it is not set.
 """
 
 import base64
-import ctypes
 import os
 import random
 import subprocess
@@ -17,63 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common import ROOT, Rest, argument, run
+from libcrypto import Key
 
 CASES = int(os.environ.get("CASES", "1000"))
 OAEP = {"rsa_padding_mode": "oaep", "rsa_oaep_md": "sha256", "rsa_mgf1_md": "sha256"}
 SM2 = {}
 # The most plaintext of each spec, in bytes, and how OpenSSL is told the algorithm.
 SPECS = {"RSA_2048": (190, OAEP), "RSA_3072": (318, OAEP), "RSA_4096": (446, OAEP), "SM2": (4096, SM2)}
-
-crypto = ctypes.CDLL("libcrypto.so.3")
-
-
-def declare(name, result, *arguments):
-    function = getattr(crypto, name)
-    function.restype, function.argtypes = result, arguments
-
-
-pointer, text = ctypes.c_void_p, ctypes.c_char_p
-size = ctypes.POINTER(ctypes.c_size_t)
-declare("BIO_new_mem_buf", pointer, text, ctypes.c_int)
-declare("BIO_free", ctypes.c_int, pointer)
-declare("PEM_read_bio_PUBKEY", pointer, pointer, pointer, pointer, pointer)
-declare("PEM_read_bio_PrivateKey", pointer, pointer, pointer, pointer, pointer)
-declare("EVP_PKEY_CTX_new", pointer, pointer, pointer)
-declare("EVP_PKEY_CTX_free", None, pointer)
-declare("EVP_PKEY_CTX_ctrl_str", ctypes.c_int, pointer, text, text)
-declare("EVP_PKEY_encrypt_init", ctypes.c_int, pointer)
-declare("EVP_PKEY_encrypt", ctypes.c_int, pointer, text, size, text, ctypes.c_size_t)
-declare("EVP_PKEY_decrypt_init", ctypes.c_int, pointer)
-declare("EVP_PKEY_decrypt", ctypes.c_int, pointer, text, size, text, ctypes.c_size_t)
-
-
-class Key:
-    """A key in OpenSSL's hands: its public half to encrypt, or its private half to decrypt."""
-
-    def __init__(self, pem, parameters):
-        bio = crypto.BIO_new_mem_buf(pem, len(pem))
-        public = b"PUBLIC KEY" in pem
-        read = crypto.PEM_read_bio_PUBKEY if public else crypto.PEM_read_bio_PrivateKey
-        key = read(bio, None, None, None)
-        crypto.BIO_free(bio)
-        assert key, f"OpenSSL cannot read {pem!r}"
-        self.context = crypto.EVP_PKEY_CTX_new(key, None)
-        start = crypto.EVP_PKEY_encrypt_init if public else crypto.EVP_PKEY_decrypt_init
-        assert start(self.context) == 1
-        for name, value in parameters.items():
-            assert crypto.EVP_PKEY_CTX_ctrl_str(self.context, name.encode(), value.encode()) > 0, name
-
-    def encrypt(self, plaintext):
-        return self.work(crypto.EVP_PKEY_encrypt, plaintext)
-
-    def decrypt(self, ciphertext):
-        return self.work(crypto.EVP_PKEY_decrypt, ciphertext)
-
-    def work(self, function, data):
-        out = ctypes.create_string_buffer(8192)
-        length = ctypes.c_size_t(len(out))
-        assert function(self.context, out, ctypes.byref(length), data, len(data)) == 1, data.hex()
-        return out.raw[: length.value]
 
 
 def openssl_opens_what_we_encrypt(_):

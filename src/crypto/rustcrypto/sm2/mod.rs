@@ -242,6 +242,56 @@ mod tests {
         assert!(decrypt(&d, &ciphertext).is_none());
     }
 
+    #[test]
+    fn no_other_form_is_read() {
+        let d = scalar(D);
+        let ciphertext = bytes(CIPHERTEXT);
+        let Parts { x, y, c3, c2 } = Parts::parse(&ciphertext).unwrap();
+        assert!(decrypt(&d, &ciphertext).is_some());
+        let parity = 2 + (y[31] & 1);
+        for (raw, why) in [
+            ([&[4], &x[..], &y, c3, c2].concat(), "C1 C3 C2"),
+            ([&[4], &x[..], &y, c2, c3].concat(), "C1 C2 C3"),
+            (
+                [&x[..], &y, c3, c2].concat(),
+                "C1 C3 C2 without its first octet",
+            ),
+            (
+                [&x[..], &y, c2, c3].concat(),
+                "C1 C2 C3 without its first octet",
+            ),
+            ([&[parity], &x[..], c3, c2].concat(), "a compressed point"),
+            (
+                [&[6 + (y[31] & 1)], &x[..], &y, c3, c2].concat(),
+                "a hybrid point",
+            ),
+        ] {
+            assert!(decrypt(&d, &raw).is_none(), "{why}");
+        }
+    }
+
+    #[test]
+    fn no_other_point_opens() {
+        let d = scalar(D);
+        let ciphertext = bytes(CIPHERTEXT);
+        let Parts { x, y, c3, c2 } = Parts::parse(&ciphertext).unwrap();
+        let p = bytes("fffffffeffffffffffffffffffffffffffffffff00000000ffffffffffffffff");
+        let p: [u8; 32] = p.try_into().unwrap();
+        let opposite = sm2::U256::from_be_slice(&p).wrapping_sub(&sm2::U256::from_be_slice(&y));
+        for (x, y, why) in [
+            (x, opposite.to_be_bytes().into(), "the opposite"),
+            (y, x, "not on the curve"),
+            ([0; 32], [0; 32], "how some write infinity"),
+            (p, y, "x is p"),
+            (x, p, "y is p"),
+            ([0xff; 32], y, "x is more than p"),
+        ] {
+            let mut other = der::before_c2(&x, &y, c3, c2.len());
+            other.extend_from_slice(c2);
+            assert!(decrypt(&d, &other).is_none(), "{why}");
+        }
+    }
+
     /// Those of the point of the private scalar, as the crate computes it.
     fn multiples(d: &NonZeroScalar) -> Multiples {
         let p = AffinePoint::from(ProjectivePoint::mul_by_generator(d));
