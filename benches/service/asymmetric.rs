@@ -37,7 +37,7 @@ use crate::server::Server;
 pub(crate) const ROLE: &str = "primitive";
 
 /// Enough to keep the pool busy.
-const IN_FLIGHT: u16 = 16;
+pub(crate) const IN_FLIGHT: u16 = 16;
 
 /// The bytes of the plaintext: a data key.
 const PLAINTEXT: usize = 32;
@@ -131,6 +131,14 @@ pub(crate) async fn rows(
         }
     }
     Ok(rows)
+}
+
+/// DecryptData calls under an RSA_4096 key of `server`, which keep the pool busy with the longest work that it has.
+pub(crate) async fn longest(server: &Server) -> Outcome<Prepared> {
+    let client = Client::connect(server).await?;
+    let key_id = client.create(KeySpec::Rsa4096).await?;
+    let decrypt = Direction::Decrypt;
+    client.prepare(KeySpec::Rsa4096, decrypt, &key_id).await
 }
 
 /// A caller of the subject.

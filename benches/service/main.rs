@@ -101,11 +101,12 @@ struct Args {
     #[arg(long, value_delimiter = ',', default_value = "grpc,rest")]
     face: Vec<Face>,
 
-    /// What to measure: EncryptData under AES-256, RSA and SM2 beside their primitives, start to ready.
+    /// What to measure: EncryptData under AES-256, RSA and SM2 beside their primitives, AES-256 while RSA_4096 has the
+    /// processor busy, start to ready.
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "symmetric,asymmetric,start"
+        default_value = "symmetric,asymmetric,mixed,start"
     )]
     part: Vec<Part>,
 
@@ -160,8 +161,12 @@ struct Args {
 enum Part {
     Symmetric,
     Asymmetric,
+    Mixed,
     Start,
 }
+
+/// How many calls in flight find the rate whose half is offered beside RSA.
+const PEAK: u16 = 128;
 
 /// RSA and SM2 need no long measurement: nothing but the processor decides.
 const ASYMMETRIC: Duration = Duration::from_secs(1);
@@ -222,6 +227,9 @@ fn measure(args: &Args) -> Outcome<()> {
         }
         if args.part.contains(&Part::Asymmetric) {
             asymmetric(args, &cores).await?;
+        }
+        if args.part.contains(&Part::Mixed) {
+            mixed(args, &cores).await?;
         }
         if args.part.contains(&Part::Start) && args.keys > 0 {
             starts(args, &cores).await?;
@@ -288,6 +296,52 @@ async fn asymmetric(args: &Args, cores: &Cores) -> Outcome<()> {
     };
     let rows = asymmetric::rows(&echo, &subject, cores, args.pairs, window).await?;
     print!("{}", report::asymmetric(&rows));
+    Ok(())
+}
+
+/// AES-256 at half its peak rate, alone and while RSA_4096 decryption has all the processor time that is left.
+async fn mixed(args: &Args, cores: &Cores) -> Outcome<()> {
+    let Kind::Kmsgate(_) = args.subject else {
+        return Ok(());
+    };
+    let subject = Server::start(&args.subject, &launch(args, cores))?;
+    let window = Window {
+        warm_up: args.warm_up,
+        length: args.seconds,
+    };
+    let long = asymmetric::longest(&subject).await?;
+    let mut cases = Vec::new();
+    let mut decryptions = Vec::new();
+    for &plaintext in &args.plaintext {
+        let short = Prepared::new(&subject, Face::Grpc, plaintext).await?;
+        let mut rates = Vec::new();
+        for _ in 0..args.pairs {
+            rates.push(load::closed(&short, PEAK, window).await?.rate);
+        }
+        let rate = report::median(rates.into_iter()) / 2.0;
+        let mut case = Case::new(Face::Grpc, plaintext, format!("{rate:.0}/s"));
+        for turn in 0..args.pairs {
+            let disturbed = async || {
+                let (long, short) = tokio::try_join!(
+                    load::closed(&long, asymmetric::IN_FLIGHT, window),
+                    load::open(&short, rate, window)
+                )?;
+                Outcome::Ok((long.rate, short))
+            };
+            let (decrypted, baseline, subject);
+            if turn.is_multiple_of(2) {
+                baseline = load::open(&short, rate, window).await?;
+                (decrypted, subject) = disturbed().await?;
+            } else {
+                (decrypted, subject) = disturbed().await?;
+                baseline = load::open(&short, rate, window).await?;
+            }
+            decryptions.push(decrypted);
+            case.add(Pair { baseline, subject });
+        }
+        cases.push(case);
+    }
+    print!("{}", report::mixed(&cases, decryptions.into_iter()));
     Ok(())
 }
 

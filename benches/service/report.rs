@@ -169,6 +169,19 @@ pub(crate) fn asymmetric(rows: &[Row]) -> String {
     text
 }
 
+/// The open loop alone and beside RSA; how often RSA decrypted meanwhile in a second.
+pub(crate) fn mixed(cases: &[Case], decryptions: impl Iterator<Item = f64>) -> String {
+    String::from(
+        "\n## AES-256 at half its peak rate (open loop), alone / beside RSA_4096 decryption, microseconds\n\n\
+         | face | plaintext | offered | p50 | p99 | p99.9 | ratio of p99 (spread) |\n\
+         |---|--:|--:|--:|--:|--:|--:|\n",
+    ) + &latencies(cases)
+        + &format!(
+            "\nBeside it RSA_4096 decrypted {:.0} times a second.\n",
+            median(decryptions)
+        )
+}
+
 /// Start to ready, and idle memory.
 pub(crate) fn starts(starts: &[Start]) -> String {
     if starts.is_empty() {
@@ -234,7 +247,7 @@ fn spread(values: &[f64]) -> String {
 }
 
 /// The middle value, the mean of the two middle ones if their number is even; not a number if there is none.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let upper = values.len() / 2;

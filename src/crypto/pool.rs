@@ -3,9 +3,14 @@
 //! A private RSA operation takes milliseconds and making an RSA key takes seconds. On an async
 //! thread either would hold up every request behind it, so they queue here, and a symmetric call
 //! never waits for them.
+//!
+//! Nor does it share its core with them: the threads have the lowest priority that any user may
+//! give, so what is woken to answer a symmetric call runs at once, and they have the time that it
+//! leaves.
 
 use std::sync::Arc;
 
+use rustix::process::setpriority_process;
 use tokio::sync::{Semaphore, oneshot};
 
 /// Threads that compute, and a bounded queue in front of them.
@@ -22,6 +27,7 @@ impl Pool {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|number| format!("cpu-{number}"))
+            .start_handler(|_| step_back())
             // A job that panics drops its answer's sender, and `run` tells its caller so.
             .panic_handler(|_| tracing::error!("a job of the cpu pool panicked"))
             .build()
@@ -55,6 +61,19 @@ impl Pool {
     }
 }
 
+/// The least that a thread can ask for (setpriority(2)). It is not nothing: one that competes for a
+/// core with a thread of ordinary priority still has a seventieth of it.
+const LOWEST: i32 = 19;
+
+/// Gives the calling thread the lowest priority.
+fn step_back() {
+    // Priorities are of threads on Linux, and none means the calling one. It may have a low one
+    // already, and asking for less is always allowed.
+    if let Err(error) = setpriority_process(None, LOWEST) {
+        tracing::warn!(%error, "a thread of the cpu pool keeps its priority");
+    }
+}
+
 /// Does a job of microseconds off the async threads, without waiting behind the long ones: a key
 /// that is opened for a symmetric call must not queue for a private RSA operation.
 pub async fn briefly<T, F>(job: F) -> Result<T, PoolError>
@@ -80,6 +99,7 @@ pub enum PoolError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::getpriority_process;
     use std::sync::mpsc;
 
     #[tokio::test]
@@ -103,6 +123,18 @@ mod tests {
         let answer: Result<(), _> = pool.run(|| panic!("a bug")).await;
         assert_eq!(answer, Err(PoolError::Stopped));
         assert_eq!(pool.run(|| 1).await, Ok(1));
+    }
+
+    #[tokio::test]
+    async fn the_pool_steps_back_and_its_callers_do_not() {
+        let priority = || getpriority_process(None).unwrap();
+        let own = priority();
+        let pool = Pool::new(2, 2).unwrap();
+        for _ in 0..4 {
+            assert_eq!(pool.run(priority).await, Ok(LOWEST));
+        }
+        assert_eq!(priority(), own);
+        assert_eq!(briefly(priority).await, Ok(own));
     }
 
     /// The future's output if it is ready at its next poll.
