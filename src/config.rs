@@ -31,8 +31,13 @@ pub struct Config {
     /// Whether gRPC reflection tells the schema to anyone who asks.
     #[serde(default)]
     pub reflection: bool,
-    /// The file with the root key, made by `kmsgate root-key new`; not readable by others.
-    pub root_key_file: PathBuf,
+    /// The file with the root key, made by `kmsgate root-key new`; not readable by others. Absent
+    /// if the root key is in a [hardware module](Pkcs11).
+    #[serde(default)]
+    pub root_key_file: Option<PathBuf>,
+    /// A hardware module.
+    #[serde(default)]
+    pub pkcs11: Option<Pkcs11>,
     /// Where keys are kept.
     pub store: Store,
     /// Who makes keys and works with them.
@@ -58,6 +63,25 @@ pub struct Config {
     /// The region, told as `realm`.
     #[serde(default = "default_realm")]
     pub realm: String,
+}
+
+/// A hardware module, over PKCS#11. Needs a program that was built with the feature `pkcs11`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pkcs11 {
+    /// The module, a shared library.
+    pub module: PathBuf,
+    /// The label of the token.
+    pub token: String,
+    /// The file with the user's PIN on one line; not readable by others.
+    pub pin_file: PathBuf,
+    /// The label of the root key, made by `kmsgate root-key new-in-token`; absent if the root key
+    /// is in a file.
+    #[serde(default)]
+    pub root_key: Option<String>,
+    /// How many sessions work in the token at a time.
+    #[serde(default = "default_sessions")]
+    pub sessions: NonZeroUsize,
 }
 
 /// The key store, with just the settings that it has.
@@ -92,6 +116,12 @@ pub enum Provider {
         #[serde(default, deserialize_with = "key_specs")]
         key_specs: Option<Vec<KeySpec>>,
     },
+    /// The hardware module. It supports RSA.
+    Pkcs11 {
+        /// What it is for; all that it supports if absent.
+        #[serde(default, deserialize_with = "key_specs")]
+        key_specs: Option<Vec<KeySpec>>,
+    },
 }
 
 impl Provider {
@@ -99,13 +129,14 @@ impl Provider {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::RustCrypto { .. } => "rustcrypto",
+            Self::Pkcs11 { .. } => "pkcs11",
         }
     }
 
     /// What it is for; all that it supports if absent.
     pub fn key_specs(&self) -> Option<&[KeySpec]> {
         match self {
-            Self::RustCrypto { key_specs } => key_specs.as_deref(),
+            Self::RustCrypto { key_specs } | Self::Pkcs11 { key_specs } => key_specs.as_deref(),
         }
     }
 }
@@ -194,7 +225,17 @@ impl Config {
             return Err(ConfigError::NoCredentials);
         }
         config.crypto.check()?;
-        Ok(config)
+        let in_token = config.pkcs11.as_ref().and_then(|it| it.root_key.as_ref());
+        if config.root_key_file.is_some() == in_token.is_some() {
+            return Err(ConfigError::RootKey);
+        }
+        let is_pkcs11 = |provider: &Provider| matches!(provider, Provider::Pkcs11 { .. });
+        let has_keys = config.crypto.providers.iter().any(is_pkcs11);
+        match config.pkcs11 {
+            None if has_keys => Err(ConfigError::NoModule),
+            Some(_) if in_token.is_none() && !has_keys => Err(ConfigError::IdleModule),
+            _ => Ok(config),
+        }
     }
 }
 
@@ -278,6 +319,15 @@ pub enum ConfigError {
     /// Nobody could ever be let in.
     #[error("auth: name a token_file or an access_key_file, or nobody is let in")]
     NoCredentials,
+    /// There is no root key, or there are two.
+    #[error("name one root key: root_key_file, or root_key under [pkcs11]")]
+    RootKey,
+    /// The provider has no token.
+    #[error("crypto.providers: pkcs11 needs a [pkcs11] section that says where the token is")]
+    NoModule,
+    /// The token has no use.
+    #[error("pkcs11: name a root_key, or pkcs11 among crypto.providers, or leave the section out")]
+    IdleModule,
     /// No key could ever be made.
     #[error("crypto.providers: name at least one provider, or leave the list out")]
     NoProviders,
@@ -304,6 +354,10 @@ fn default_rest() -> SocketAddr {
 
 fn default_admin() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 9100).into()
+}
+
+fn default_sessions() -> NonZeroUsize {
+    count(4)
 }
 
 fn default_realm() -> String {
@@ -429,6 +483,44 @@ mod tests {
         ] {
             let error = with_providers(providers).unwrap_err().to_string();
             assert!(error.contains(sentence), "{providers}: {error}");
+        }
+    }
+
+    #[test]
+    fn there_is_one_root_key_and_no_module_without_a_use() {
+        let module = r#"module = "/m.so"
+            token = "kms"
+            pin_file = "/pin""#;
+        let in_token = format!("[pkcs11]\n{module}\nroot_key = \"root\"");
+        let in_file = "root_key_file = \"/etc/kmsgate/root.key\"";
+        let rsa = "[crypto]\nproviders = [{ kind = \"pkcs11\" }, { kind = \"rustcrypto\" }]";
+        let none = SMALLEST.replace(in_file, "");
+        for (text, expected) in [
+            (format!("{none}{in_token}"), Ok(())),
+            (format!("{SMALLEST}{rsa}\n[pkcs11]\n{module}"), Ok(())),
+            (none.clone(), Err("name one root key")),
+            (format!("{SMALLEST}{in_token}"), Err("name one root key")),
+            (format!("{SMALLEST}{rsa}"), Err("needs a [pkcs11] section")),
+            (
+                format!("{SMALLEST}[pkcs11]\n{module}"),
+                Err("name a root_key, or pkcs11 among"),
+            ),
+            (
+                format!("{none}{in_token}\nsessions = 0"),
+                Err("expected a nonzero usize"),
+            ),
+            (
+                format!("{none}{in_token}\npin = \"1234\""),
+                Err("unknown field `pin`"),
+            ),
+        ] {
+            match (Config::parse(&text), expected) {
+                (Ok(_), Ok(())) => {}
+                (Err(error), Err(sentence)) => {
+                    assert!(error.to_string().contains(sentence), "{text}: {error}");
+                }
+                (parsed, _) => panic!("{text}: {parsed:?}"),
+            }
         }
     }
 

@@ -105,6 +105,7 @@ fn settings() -> Vec<(&'static str, String)> {
         ("", ""),
         ("store", "kind = \"memory\", "),
         ("store", "kind = \"sqlite\", "),
+        ("pkcs11", ""),
         ("crypto", ""),
         ("crypto.providers", "kind = \"rustcrypto\", "),
         ("auth", ""),

@@ -113,6 +113,8 @@ enum RootKeyCommand {
         /// The file; it must not exist
         file: PathBuf,
     },
+    /// Makes the root key that a configuration wants in a hardware module, which never lets it out
+    NewInToken(Serve),
 }
 
 #[derive(Debug, Subcommand)]
@@ -135,6 +137,9 @@ impl Cli {
         dumps::forbid()?;
         match self.command {
             Command::RootKey(RootKeyCommand::New { file }) => operate::new_root_key(&file),
+            Command::RootKey(RootKeyCommand::NewInToken(Serve { config })) => {
+                operate::new_root_key_in_token(&config)
+            }
             Command::Token(TokenCommand::Hash) => operate::hash_token(),
             Command::CheckConfig(Serve { config }) => operate::check_config(&config),
             Command::Dev(dev) => runtime()?.block_on(dev.run()),

@@ -61,6 +61,15 @@ pub(super) fn new_root_key(path: &Path) -> Result<(), Failure> {
     ))
 }
 
+/// Makes a root key in the token that the configuration at `path` names.
+pub(super) fn new_root_key_in_token(path: &Path) -> Result<(), Failure> {
+    let config = read(path)?;
+    server::new_root_key_in_token(&config)?;
+    say(
+        "made a root key in the token\nHave the token backed up by its own means: without this key no other opens.",
+    )
+}
+
 /// Prints the hash of the token on standard input.
 pub(super) fn hash_token() -> Result<(), Failure> {
     let mut token = zeroize::Zeroizing::new(Vec::new());

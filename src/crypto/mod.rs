@@ -24,6 +24,8 @@ use crate::domain::frame::HEAD;
 use crate::domain::key::{KeyId, KeySpec, KeyVersion, ProjectId};
 use crate::domain::secret::{Material, Plaintext};
 
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
 pub mod pool;
 pub mod root;
 pub mod rustcrypto;

@@ -162,23 +162,6 @@ impl RootKey {
             key,
         })
     }
-
-    fn associated_data(&self, name: &VersionName) -> Vec<u8> {
-        let project = name.project.as_str().as_bytes();
-        // A project id has at most 64 bytes.
-        let length = u8::try_from(project.len()).unwrap_or(u8::MAX);
-        [
-            b"kmsgate sealed key v1",
-            &[SUITE][..],
-            &self.id,
-            &[length],
-            project,
-            name.key_id.as_bytes(),
-            &name.version.get().to_be_bytes(),
-            name.spec.name().as_bytes(),
-        ]
-        .concat()
-    }
 }
 
 impl Root for RootKey {
@@ -196,7 +179,7 @@ impl Root for RootKey {
             .ok_or(ProviderError::Unsupported)?;
         let tag = self
             .cipher
-            .encrypt_inout_detached(&nonce, &self.associated_data(name), body.into())
+            .encrypt_inout_detached(&nonce, &associated_data(SUITE, &self.id, name), body.into())
             .map_err(|_| ProviderError::Unsupported)?;
         sealed.extend(tag);
         Ok(SealedKey(sealed))
@@ -215,7 +198,7 @@ impl Root for RootKey {
         self.cipher
             .decrypt_inout_detached(
                 &Nonce::from(nonce),
-                &self.associated_data(name),
+                &associated_data(SUITE, &self.id, name),
                 material.as_mut_slice().into(),
                 &Tag::from(tag),
             )
@@ -290,6 +273,24 @@ fn derive<const N: usize>(key: &[u8; 32], info: &[u8]) -> Result<Zeroizing<[u8; 
         .expand(info, derived.as_mut_slice())
         .map_err(|_| RootKeyError::Malformed)?;
     Ok(derived)
+}
+
+/// What a sealed key is bound to.
+pub(super) fn associated_data(suite: u8, id: &[u8; 8], name: &VersionName) -> Vec<u8> {
+    let project = name.project.as_str().as_bytes();
+    // A project id has at most 64 bytes.
+    let length = u8::try_from(project.len()).unwrap_or(u8::MAX);
+    [
+        b"kmsgate sealed key v1",
+        &[suite][..],
+        id,
+        &[length],
+        project,
+        name.key_id.as_bytes(),
+        &name.version.get().to_be_bytes(),
+        name.spec.name().as_bytes(),
+    ]
+    .concat()
 }
 
 /// A new file's name survives a crash only once its directory has been synced too.
@@ -460,7 +461,10 @@ mod tests {
                             version: KeyVersion::new(version).unwrap(),
                             spec: *spec,
                         };
-                        assert!(seen.insert(root.associated_data(&name)), "{name:?}");
+                        assert!(
+                            seen.insert(associated_data(SUITE, &root.id, &name)),
+                            "{name:?}"
+                        );
                     }
                 }
             }

@@ -15,6 +15,7 @@
 mod admin;
 mod front;
 mod listen;
+mod token;
 
 use std::fmt;
 use std::future::IntoFuture;
@@ -42,7 +43,7 @@ use crate::config::{self, Config};
 use crate::crypto::pool::{Pool, PoolError};
 use crate::crypto::root::{Root, RootKey, RootKeyError};
 use crate::crypto::rustcrypto::RustCrypto;
-use crate::crypto::{Choice, InvalidProviders, Provider, Providers};
+use crate::crypto::{Choice, InvalidProviders, Provider, ProviderError, Providers};
 use crate::domain::caller::{Action, Actions, Caller};
 use crate::domain::key::{KeyAlias, KeyDescription, KeyId, KeySpec, KeyUsage, ProjectId};
 use crate::domain::request::RequestId;
@@ -54,6 +55,7 @@ use crate::grpc::pb::crypto_service_server::CryptoServiceServer;
 use crate::grpc::pb::key_service_server::KeyServiceServer;
 use crate::server::admin::Readiness;
 use crate::server::front::{Common, Face, Front, Guard};
+use crate::server::token::Token;
 use crate::service::keyring::Keyring;
 use crate::service::{Context, Kms, NewKey, Sweep};
 use crate::store::codec::Codec;
@@ -105,6 +107,7 @@ pub struct Server {
     chain: Chain,
     files: Vec<Arc<dyn Refresh>>,
     audit: Arc<JsonLines>,
+    token: Option<Token>,
     place: grpc::Place,
     reflection: bool,
     limits: config::Limits,
@@ -122,10 +125,11 @@ impl Server {
     /// threads.
     pub fn build(config: &Config) -> Result<Self, StartError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let root = load_root_key(config)?;
-        let codec = Codec::new(root.mac_key());
-        let root: Arc<dyn Root> = Arc::new(root);
-        let providers = Arc::new(providers(&config.crypto, &root)?);
+        let token = Token::open(config)?;
+        let root = load_root_key(config, token.as_ref())?;
+        let mac_key = root.mac_key().map_err(StartError::NoMacKey)?;
+        let codec = Codec::new(mac_key);
+        let providers = Arc::new(providers(&config.crypto, &root, token.as_ref())?);
         let store: Arc<dyn KeyStore> = match &config.store {
             config::Store::Memory {} => Arc::new(Memory::new(codec)),
             config::Store::Sqlite { path } => {
@@ -154,6 +158,7 @@ impl Server {
             chain,
             files,
             audit,
+            token,
             place: grpc::Place {
                 domain_id: config.domain_id.clone(),
                 realm: config.realm.clone(),
@@ -207,14 +212,15 @@ impl Server {
     /// accepts no more connections, lets the requests in work end for at most the configured time,
     /// and returns.
     pub async fn serve(
-        self,
+        mut self,
         listeners: Listeners,
         stop: impl Future<Output = ()>,
     ) -> Result<(), StartError> {
         self.check_store().await?;
         let held_back = Arc::new(AtomicBool::new(false));
         let stale = Arc::new(AtomicU64::new(0));
-        let metrics = Arc::new(self.metrics(&held_back, &stale));
+        let token = self.token.take();
+        let metrics = Arc::new(self.metrics(&held_back, &stale, token));
         let guard = Guard {
             chain: self.chain,
             kms: Arc::clone(&self.kms),
@@ -293,7 +299,12 @@ impl Server {
         }
     }
 
-    fn metrics(&self, held_back: &Arc<AtomicBool>, stale: &Arc<AtomicU64>) -> Metrics {
+    fn metrics(
+        &self,
+        held_back: &Arc<AtomicBool>,
+        stale: &Arc<AtomicU64>,
+        token: Option<Token>,
+    ) -> Metrics {
         let mut metrics = Metrics::new(front::names());
         let kms = Arc::clone(&self.kms);
         metrics.gauge(
@@ -319,6 +330,13 @@ impl Server {
             "Changed credential files that cannot be used; their last good content stays.",
             move || stale.load(Ordering::Relaxed),
         );
+        if let Some(token) = token {
+            metrics.gauge(
+                "kmsgate_pkcs11_token_there",
+                "1 while the hardware module's token answers.",
+                move || u64::from(token.is_there()),
+            );
+        }
         metrics
     }
 }
@@ -383,28 +401,48 @@ fn place(listener: &TcpListener) -> String {
 
 /// Reads what `config` names, as a start would, and changes nothing: the store is not opened.
 pub fn check(config: &Config) -> Result<(), StartError> {
-    let root: Arc<dyn Root> = Arc::new(load_root_key(config)?);
-    providers(&config.crypto, &root)?;
+    let token = Token::open(config)?;
+    let root = load_root_key(config, token.as_ref())?;
+    providers(&config.crypto, &root, token.as_ref())?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     load_credentials(config, &clock)?;
     Ok(())
 }
 
-fn load_root_key(config: &Config) -> Result<RootKey, StartError> {
-    let path = &config.root_key_file;
-    RootKey::load(path).map_err(|error| StartError::RootKey(shown(path), error))
+/// Makes the root key that `config` wants in its token.
+pub fn new_root_key_in_token(config: &Config) -> Result<(), StartError> {
+    let token = Token::open(config)?.ok_or(StartError::NoToken)?;
+    token.new_root_key()
+}
+
+fn load_root_key(config: &Config, token: Option<&Token>) -> Result<Arc<dyn Root>, StartError> {
+    match (&config.root_key_file, token) {
+        (Some(path), _) => {
+            let root = RootKey::load(path);
+            let root = root.map_err(|error| StartError::RootKey(shown(path), error))?;
+            Ok(Arc::new(root))
+        }
+        (None, Some(token)) => token.root_key(),
+        (None, None) => Err(StartError::NoToken),
+    }
 }
 
 /// The configured providers, whose keys are sealed under `root`.
-fn providers(crypto: &config::Crypto, root: &Arc<dyn Root>) -> Result<Providers, StartError> {
+fn providers(
+    crypto: &config::Crypto,
+    root: &Arc<dyn Root>,
+    token: Option<&Token>,
+) -> Result<Providers, StartError> {
     let choices = crypto.providers.iter().map(|configured| {
         let provider: Arc<dyn Provider> = match configured {
             config::Provider::RustCrypto { .. } => Arc::new(RustCrypto::new(Arc::clone(root))),
+            config::Provider::Pkcs11 { .. } => token.ok_or(StartError::NoToken)?.provider(root)?,
         };
         let specs = configured.key_specs().map(<[KeySpec]>::to_vec);
-        Choice { provider, specs }
+        Ok(Choice { provider, specs })
     });
-    Ok(Providers::new(choices.collect())?)
+    let choices: Result<_, StartError> = choices.collect();
+    Ok(Providers::new(choices?)?)
 }
 
 /// Who is let in, and the files that say so.
@@ -550,6 +588,18 @@ pub enum StartError {
     /// The root key cannot be used.
     #[error("root key {0}: {causes}", causes = Causes(.1))]
     RootKey(String, #[source] RootKeyError),
+    /// The token that has the root key does not answer.
+    #[error("root key: {causes}", causes = Causes(.0))]
+    NoMacKey(#[source] ProviderError),
+    /// The token cannot be used.
+    #[error("pkcs11: {0}")]
+    Token(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The configuration names no root key in a token.
+    #[error("the configuration names no root_key under [pkcs11]")]
+    NoToken,
+    /// The configuration names a token, and this program knows of none.
+    #[error("pkcs11: this program was built without the feature pkcs11")]
+    WithoutPkcs11,
     /// The providers do not fit the key specs.
     #[error("crypto.providers: {0}")]
     Providers(#[from] InvalidProviders),
