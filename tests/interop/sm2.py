@@ -2,9 +2,9 @@
 """SM2 against three others: OpenSSL, the crate `sm2` and GmSSL. Each opens what we encrypt, and we what it encrypts.
 
 SM2_CASES is how many in each direction with OpenSSL and with the crate, 10000 if it is not set; with GmSSL it is always
-10000. SM2_PEERS says with whom (openssl,crate,gmssl if it is not set). The length of each plaintext is any that both
-take. Every 500 cases the key changes; the first keys are at the ends of the range. Every tenth ciphertext, with one bit
-flipped, must be refused.
+10000. SM2_PEERS says with whom (openssl,crate,gmssl if it is not set), SM2_BUILD with which build of the example
+(debug). The length of each plaintext is any that both take. Every 500 cases the key changes; the first keys are at the
+ends of the range. Every tenth ciphertext, with one bit flipped, must be refused.
 
 Needs no server: the one argument is not looked at.
 """
@@ -65,7 +65,7 @@ def report(line):
     print(f"   {line}", file=sys.stderr, flush=True)
 
 
-ours = Ours()
+ours = Ours(os.environ.get("SM2_BUILD", "debug"))
 checks = {
     "openssl": openssl_and_we_open_what_the_other_encrypts,
     "crate": the_sm2_crate_and_we_open_what_the_other_encrypts,

@@ -30,8 +30,8 @@ def pkcs8(scalar):
 class Ours:
     """`examples/sm2_pipe`: our SM2, and that of the crate `sm2`."""
 
-    def __init__(self):
-        program = ROOT / "target/release/examples/sm2_pipe"
+    def __init__(self, build):
+        program = ROOT / f"target/{build}/examples/sm2_pipe"
         self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def use(self, scalar):
