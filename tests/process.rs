@@ -419,6 +419,56 @@ fn a_server_leaves_no_core_and_belongs_to_no_debugger() {
     }
 }
 
+#[tokio::test]
+async fn a_store_is_checked_record_by_record() {
+    let site = Site::new("");
+    let check = ["store", "check", "--config", &site.name("kmsgate.toml")];
+    let reason = refused(check, b"");
+    assert!(reason.contains("no such file"), "{reason}");
+    assert!(!site.path("keys.db").exists(), "checking makes nothing");
+
+    let (program, at) = site.serve();
+    let first = create(at, "first").await;
+    let second = create(at, "second").await;
+    let rotated = json!({ "key_id": first });
+    call(at.rest, TOKEN, "rotate-on-demand", &rotated).await;
+    let deleted = json!({ "key_id": second, "pending_days": "7" });
+    call(at.rest, TOKEN, "schedule-key-deletion", &deleted).await;
+    let reason = refused(check, b"");
+    assert!(reason.contains("another process"), "{reason}");
+    program.stop();
+    let good = done(check, b"");
+    assert_eq!(
+        good,
+        "the store is good: keys 2, versions of them 3, to be destroyed 1\n"
+    );
+
+    // What only the command sees: a record that is gone, and one that nobody has read.
+    let store = rusqlite::Connection::open(site.path("keys.db")).unwrap();
+    store
+        .execute("DELETE FROM records WHERE address LIKE 'alias/%/first'", [])
+        .unwrap();
+    store
+        .execute(
+            "UPDATE records SET value = x'00' WHERE address LIKE 'deletion/%'",
+            [],
+        )
+        .unwrap();
+    store.close().unwrap();
+    let reason = refused(check, b"");
+    for line in [
+        "kmsgate: the store is damaged: 3 places".to_owned(),
+        format!(
+            "  deletion/{PROJECT}/{second}: not what was written there, or under another root key"
+        ),
+        format!("  key/{PROJECT}/{first}: its alias is not its own"),
+        format!("  key/{PROJECT}/{second}: it is to be destroyed and not in the queue"),
+        "2 keys verify".to_owned(),
+    ] {
+        assert!(reason.lines().any(|told| told == line), "{line}\n{reason}");
+    }
+}
+
 #[test]
 fn a_store_has_one_server() {
     let site = Site::new("");

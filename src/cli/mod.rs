@@ -39,6 +39,9 @@ enum Command {
     Gateway(Gateway),
     /// Checks a configuration file and the files that it names
     CheckConfig(Serve),
+    /// Looks after the store
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Makes root keys
     #[command(subcommand)]
     RootKey(RootKeyCommand),
@@ -107,6 +110,12 @@ struct Gateway {
 }
 
 #[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Reads every record and says which are not as they were written; no server may run on it
+    Check(Serve),
+}
+
+#[derive(Debug, Subcommand)]
 enum RootKeyCommand {
     /// Makes a root key in a new file, readable by its owner alone
     New {
@@ -142,6 +151,7 @@ impl Cli {
             }
             Command::Token(TokenCommand::Hash) => operate::hash_token(),
             Command::CheckConfig(Serve { config }) => operate::check_config(&config),
+            Command::Store(StoreCommand::Check(Serve { config })) => operate::check_store(&config),
             Command::Dev(dev) => runtime()?.block_on(dev.run()),
             Command::Serve(Serve { config }) => runtime()?.block_on(operate::serve(&config)),
             Command::Gateway(gateway) => runtime()?.block_on(operate::gateway(&gateway)),

@@ -60,7 +60,7 @@ use crate::service::keyring::Keyring;
 use crate::service::{Context, Kms, NewKey, Sweep};
 use crate::store::codec::Codec;
 use crate::store::memory::Memory;
-use crate::store::sqlite::Sqlite;
+use crate::store::sqlite::{Findings, Sqlite};
 use crate::store::{Address, KeyStore, StoreError};
 use crate::telemetry::Metrics;
 
@@ -409,6 +409,19 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Reads the whole store that `config` names, which no server may have open: that takes as long as
+/// the store is large, so a start does not do it.
+pub fn check_records(config: &Config) -> Result<Findings, StartError> {
+    let config::Store::Sqlite { path } = &config.store else {
+        return Err(StartError::NoStore);
+    };
+    let token = Token::open(config)?;
+    let root = load_root_key(config, token.as_ref())?;
+    let mac_key = root.mac_key().map_err(StartError::NoMacKey)?;
+    let codec = Codec::new(mac_key);
+    Sqlite::check(path, codec).map_err(|error| StartError::Store(shown(path), error))
+}
+
 /// Makes the root key that `config` wants in its token.
 pub fn new_root_key_in_token(config: &Config) -> Result<(), StartError> {
     let token = Token::open(config)?.ok_or(StartError::NoToken)?;
@@ -614,6 +627,9 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error("store {0}: {causes}", causes = Causes(.1))]
     Store(String, #[source] StoreError),
+    /// The configured store has nothing that could be read.
+    #[error("the store is in memory, and gone when its server ends")]
+    NoStore,
     /// The first keys of a dev server cannot be made.
     #[error("cannot make the first keys{}", .0.as_ref().map(|error| format!(": {}", Causes(error))).unwrap_or_default())]
     FirstKeys(#[source] Option<Error>),

@@ -45,6 +45,10 @@ use tokio::sync::{mpsc, oneshot};
 use crate::store::codec::{Codec, Encoded};
 use crate::store::{Address, Change, KeyStore, Prefix, Record, Revision, StoreError, Versioned};
 
+mod check;
+
+pub use crate::store::sqlite::check::Findings;
+
 /// Keeps records in a SQLite file.
 pub struct Sqlite {
     path: PathBuf,
@@ -432,6 +436,8 @@ struct OpenError {
 /// Why a file was not opened.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
+    #[error("there is no such file")]
+    Missing,
     #[error("another process has the store open")]
     InUse,
     #[error("the file is not a key store of kmsgate")]
