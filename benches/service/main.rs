@@ -102,7 +102,7 @@ struct Args {
     face: Vec<Face>,
 
     /// What to measure: EncryptData under AES-256, RSA and SM2 beside their primitives, AES-256 while RSA_4096 has the
-    /// processor busy, start to ready.
+    /// processor busy, start to ready. Besides, `flat`: memory over very many operations, which takes minutes.
     #[arg(
         long,
         value_delimiter = ',',
@@ -126,6 +126,10 @@ struct Args {
         default_value_if("quick", "true", "3")
     )]
     starts: u16,
+
+    /// How many operations `flat` makes.
+    #[arg(long, default_value = "10000000")]
+    operations: u32,
 
     /// What to divide by: `echo`, or the path of a kmsgate binary (an older build, to see what a change did).
     #[arg(long, default_value = "echo")]
@@ -163,6 +167,7 @@ enum Part {
     Asymmetric,
     Mixed,
     Start,
+    Flat,
 }
 
 /// How many calls in flight find the rate whose half is offered beside RSA.
@@ -233,6 +238,9 @@ fn measure(args: &Args) -> Outcome<()> {
         }
         if args.part.contains(&Part::Start) && args.keys > 0 {
             starts(args, &cores).await?;
+        }
+        if args.part.contains(&Part::Flat) {
+            flat(args, &cores).await?;
         }
         Ok(())
     })
@@ -342,6 +350,28 @@ async fn mixed(args: &Args, cores: &Cores) -> Outcome<()> {
         cases.push(case);
     }
     print!("{}", report::mixed(&cases, decryptions.into_iter()));
+    Ok(())
+}
+
+/// The memory of a server after each tenth of the operations.
+async fn flat(args: &Args, cores: &Cores) -> Outcome<()> {
+    let subject = Server::start(&args.subject, &launch(args, cores))?;
+    let plaintext = args.plaintext.first().copied().unwrap_or(32);
+    let call = Prepared::new(&subject, Face::Grpc, plaintext).await?;
+    let window = Window {
+        warm_up: Duration::ZERO,
+        length: args.seconds,
+    };
+    let mut rows = Vec::new();
+    let mut done = 0.0;
+    for tenth in 1..=10 {
+        while done < f64::from(args.operations) * f64::from(tenth) / 10.0 {
+            let figures = load::closed(&call, PEAK, window).await?;
+            done += figures.rate * window.length.as_secs_f64();
+        }
+        rows.push((done, machine::resident(subject.pid())?));
+    }
+    print!("{}", report::flat(&rows));
     Ok(())
 }
 

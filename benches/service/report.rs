@@ -182,6 +182,20 @@ pub(crate) fn mixed(cases: &[Case], decryptions: impl Iterator<Item = f64>) -> S
         )
 }
 
+/// Memory after so many operations, beside that after the first of them.
+pub(crate) fn flat(rows: &[(f64, u64)]) -> String {
+    let mut text = String::from(
+        "\n## Resident memory over many EncryptData\n\n\
+         | operations | resident, KiB | beside the first |\n|--:|--:|--:|\n",
+    );
+    let first = rows.first().map_or(f64::NAN, |&(_, first)| first as f64);
+    for &(done, resident) in rows {
+        let beside = (resident as f64 / first - 1.0) * 100.0;
+        text += &format!("| {done:.0} | {resident} | {beside:+.1} % |\n");
+    }
+    text
+}
+
 /// Start to ready, and idle memory.
 pub(crate) fn starts(starts: &[Start]) -> String {
     if starts.is_empty() {

@@ -4,11 +4,17 @@
 //! [forgets](Keyring::forget) the key after its write is durable and before it is acknowledged; a
 //! read that began earlier is then not kept. So a call that begins after a change was acknowledged
 //! sees the change.
+//!
+//! The map is in shards, each under a lock. A call whose key is held reads one shard; what can keep
+//! it waiting is that a key is put into that shard or taken out at this moment, which is a change of
+//! a few words. No lock is held while a key is read, opened or used.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use quick_cache::Equivalent;
 use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
@@ -38,6 +44,9 @@ impl Keyring {
         project: &ProjectId,
         key_id: KeyId,
     ) -> Result<Option<Arc<Held>>, Error> {
+        if let Some(held) = self.keys.get(&Name(key_id, project)) {
+            return Ok(Some(held));
+        }
         let place = match self
             .keys
             .get_value_or_guard_async(&(key_id, project.clone()))
@@ -50,9 +59,11 @@ impl Keyring {
         let Some(found) = store.get(&address).await? else {
             return Ok(None);
         };
-        let Record::Key(record) = found.record else {
+        let Record::Key(mut record) = found.record else {
             return Err(Kind::Internal.into());
         };
+        // The same one, but shared: a caller's keys need not have a copy each.
+        record.project = project.clone();
         let held = Arc::new(Held::new(record));
         if place.insert(Arc::clone(&held)).is_err() {
             // A writer was here since the read began.
@@ -63,7 +74,7 @@ impl Keyring {
 
     /// Forgets a key that has changed in the store.
     pub fn forget(&self, project: &ProjectId, key_id: KeyId) {
-        if let Some((_, held)) = self.keys.remove(&(key_id, project.clone())) {
+        if let Some((_, held)) = self.keys.remove(&Name(key_id, project)) {
             held.changed.store(true, Ordering::Release);
         }
     }
@@ -82,6 +93,22 @@ impl Keyring {
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Keyring({} keys)", self.len())
+    }
+}
+
+/// A key's place, to look it up without a copy.
+struct Name<'a>(KeyId, &'a ProjectId);
+
+impl Hash for Name<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // As the pair that is held.
+        (self.0, self.1).hash(state);
+    }
+}
+
+impl Equivalent<(KeyId, ProjectId)> for Name<'_> {
+    fn equivalent(&self, (key_id, project): &(KeyId, ProjectId)) -> bool {
+        self.0 == *key_id && self.1 == project
     }
 }
 
