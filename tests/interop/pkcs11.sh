@@ -1,0 +1,207 @@
+#!/usr/bin/env bash
+# A hardware module: the battery of the providers, and a server, over two tokens in software.
+#
+#   tests/interop/pkcs11.sh
+#
+# SoftHSM 2.6.1 has the root key; it does no OAEP with SHA-256, so RSA keys are kryoptic's. Installs
+# the first from Debian and builds the second under target/, once; builds kmsgate with the feature.
+source "$(dirname "$0")/common.sh"
+cd "$root"
+
+kryoptic_version=1.5.4
+kryoptic=target/interop-kryoptic
+
+install_modules() {
+  local missing=() package
+  for package in curl jq libclang-14-dev libsqlite3-dev libssl-dev opensc openssl pkg-config softhsm2; do
+    dpkg --status "$package" >/dev/null 2>&1 || missing+=("$package")
+  done
+  if ((${#missing[@]})); then
+    local sudo=()
+    [[ $(id -u) == 0 ]] || sudo=(sudo)
+    "${sudo[@]}" apt-get update -qq
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  fi
+  if [[ $(cat "$kryoptic/version" 2>/dev/null) != "$kryoptic_version" ]]; then
+    # It is a shared library, which `cargo install` does not make, so cargo is asked for its source.
+    rm -rf "$kryoptic"
+    mkdir -p "$kryoptic/fetch/src"
+    touch "$kryoptic/fetch/src/lib.rs"
+    printf '[package]\nname = "fetch"\nversion = "0.0.0"\nedition = "2021"\n[dependencies]\nkryoptic = "=%s"\n[workspace]\n' \
+      "$kryoptic_version" >"$kryoptic/fetch/Cargo.toml"
+    local manifest
+    manifest=$(cargo metadata --quiet --format-version 1 --manifest-path "$kryoptic/fetch/Cargo.toml" |
+      jq -r '.packages[] | select(.name == "kryoptic") | .manifest_path')
+    cp -r "$(dirname "$manifest")" "$kryoptic/source"
+    (cd "$kryoptic/source" &&
+      cargo build --quiet --release --lib --no-default-features --features minimal,kryoptic-lib/dynamic)
+    echo "$kryoptic_version" >"$kryoptic/version"
+  fi
+}
+
+# Calls a REST operation of the server: `ask OPERATION BODY`. Sets `status` and `body`.
+ask() {
+  post "$rest" "$1" "$2" --header "x-auth-token: $token"
+}
+
+# Serves with a token: `serve NAME MODULE MORE-SETTINGS`. Sets `server`, `rest` and `admin`.
+serve() {
+  local port
+  port=$(free_port)
+  rest=http://127.0.0.1:$port/v1.0/project/kms
+  admin=127.0.0.1:$(free_port)
+  cat >"$scratch/$1.toml" <<TOML
+grpc = "127.0.0.1:$(free_port)"
+rest = "127.0.0.1:$port"
+admin = "$admin"
+store = { kind = "sqlite", path = "$scratch/$1.db" }
+auth = { token_file = "$scratch/tokens.toml" }
+audit = { kind = "file", path = "$scratch/$1.audit" }
+shutdown = { lag = "0s" }
+$3
+[pkcs11]
+module = "$2"
+token = "kms"
+pin_file = "$scratch/pin"
+root_key = "root"
+TOML
+  "$kmsgate" root-key new-in-token --config "$scratch/$1.toml" >/dev/null
+  "$kmsgate" serve --config "$scratch/$1.toml" >"$scratch/$1.log" 2>&1 </dev/null &
+  server=$!
+  started+=("$server")
+  await "http://$admin/readyz" "$server"
+}
+
+install_modules
+cargo build --quiet --features pkcs11
+kmsgate=target/debug/kmsgate
+(umask 077 && echo 4321 >"$scratch/pin")
+token=$(openssl rand -hex 32)
+cat >"$scratch/tokens.toml" <<TOML
+[[token]]
+name = "interop"
+sha256 = "$(printf %s "$token" | "$kmsgate" token hash)"
+project = "project"
+actions = ["kms:*"]
+TOML
+chmod 600 "$scratch/tokens.toml"
+
+softhsm=/usr/lib/softhsm/libsofthsm2.so
+mkdir "$scratch/tokens"
+printf 'directories.tokendir = %s/tokens\nobjectstore.backend = file\nlog.level = ERROR\n' "$scratch" \
+  >"$scratch/softhsm2.conf"
+export SOFTHSM2_CONF=$scratch/softhsm2.conf
+softhsm2-util --init-token --free --label kms --so-pin 12345678 --pin 4321 >/dev/null
+
+libkryoptic=$root/$kryoptic/source/target/release/libkryoptic_pkcs11.so
+printf '[[slots]]\nslot = 1\ndbtype = "sqlite"\ndbargs = "%s/kryoptic.sql"\n' "$scratch" >"$scratch/kryoptic.conf"
+export KRYOPTIC_CONF=$scratch/kryoptic.conf
+pkcs11-tool --module "$libkryoptic" --init-token --slot 1 --label kms --so-pin 12345678 >/dev/null
+pkcs11-tool --module "$libkryoptic" --slot 1 --login --login-type so --so-pin 12345678 --init-pin --pin 4321 >/dev/null
+
+# `battery MODULE FILTER CASES`
+battery() {
+  local seen
+  seen=$(PKCS11_MODULE=$1 PKCS11_TOKEN=kms PKCS11_PIN_FILE=$scratch/pin \
+    cargo test --quiet --features pkcs11 --test providers -- "$2" 2>&1) || fail "$seen"
+  contains "the battery of $1" "test result: ok. $3 passed" "$seen"
+}
+battery "$softhsm" under_a_root_key_in_a_token 21
+ok "the battery passes with the root key in SoftHSM"
+battery "$libkryoptic" token:: 42
+ok "the battery passes with the root key, and with RSA keys, in kryoptic"
+
+# SoftHSM has the root key.
+serve softhsm "$softhsm" ""
+ask create-key '{"key_alias":"first"}'
+equal "create-key" 200 "$status"
+key=$(jq -r .key_info.key_id <<<"$body")
+ask encrypt-data "{\"key_id\":\"$key\",\"plain_text\":\"attack at dawn\"}"
+equal "encrypt-data" 200 "$status"
+cipher_text=$(jq -r .cipher_text <<<"$body")
+stop "$server" || fail "kmsgate serve ended with $?"
+"$kmsgate" serve --config "$scratch/softhsm.toml" >"$scratch/softhsm.log" 2>&1 </dev/null &
+server=$!
+started+=("$server")
+await "http://$admin/readyz" "$server"
+ask decrypt-data "{\"cipher_text\":\"$cipher_text\"}"
+equal "decrypt-data" "attack at dawn" "$(jq -r .plain_text <<<"$body")"
+ok "a server whose root key is in a token starts again and decrypts"
+
+ask create-key '{"key_alias":"unopened"}'
+unopened=$(jq -r .key_info.key_id <<<"$body")
+mv "$scratch/tokens" "$scratch/away"
+ask encrypt-data "{\"key_id\":\"$unopened\",\"plain_text\":\"x\"}"
+equal "a key that is not open while the token is away" "503 KMS.0104" "$status $(jq -r .error.error_code <<<"$body")"
+ask create-key '{"key_alias":"second"}'
+equal "create-key while the token is away" "503 KMS.0104" "$status $(jq -r .error.error_code <<<"$body")"
+ask decrypt-data "{\"cipher_text\":\"$cipher_text\"}"
+equal "an open key while the token is away" 200 "$status"
+contains "the metric" "kmsgate_pkcs11_token_there 0" "$(curl --silent "http://$admin/metrics")"
+ok "without its token a server answers 503, and goes on with open keys"
+
+mv "$scratch/away" "$scratch/tokens"
+for _ in $(seq 100); do
+  ask encrypt-data "{\"key_id\":\"$unopened\",\"plain_text\":\"x\"}"
+  [[ $status == 200 ]] && break
+  sleep 0.1
+done
+equal "the key once the token is back" 200 "$status"
+ask create-key '{"key_alias":"second"}'
+equal "create-key once the token is back" 200 "$status"
+contains "the metric" "kmsgate_pkcs11_token_there 1" "$(curl --silent "http://$admin/metrics")"
+ok "the token is found again without a restart"
+stop "$server" || fail "kmsgate serve ended with $?"
+
+# What cannot work is refused at the start, with a sentence.
+refused() {
+  local said
+  said=$("$kmsgate" check-config --config "$scratch/refused.toml" 2>&1) && fail "$1: not refused"
+  contains "$1" "$2" "$said"
+}
+rsa='crypto = { providers = [{ kind = "pkcs11" }, { kind = "rustcrypto" }] }'
+sed "1i $rsa" "$scratch/softhsm.toml" >"$scratch/refused.toml"
+refused "OAEP" "the module does not do RSA-OAEP with SHA-256"
+sed 's/^token = .*/token = "another"/' "$scratch/softhsm.toml" >"$scratch/refused.toml"
+refused "a token that is not there" 'no token is labelled "another"'
+(umask 077 && echo 9999 >"$scratch/wrong")
+sed "s,/pin\",/wrong\"," "$scratch/softhsm.toml" >"$scratch/refused.toml"
+refused "a wrong PIN" "the token refuses the PIN"
+chmod o+r "$scratch/wrong"
+refused "a PIN for everybody" "is open to others"
+ok "a module without OAEP-SHA-256, a missing token and a bad PIN are refused at the start"
+
+# kryoptic has the root key and RSA keys.
+serve kryoptic "$libkryoptic" "$rsa"
+ask create-key '{"key_alias":"rsa","key_spec":"RSA_2048","key_usage":"ENCRYPT_DECRYPT"}'
+equal "create-key" 200 "$status"
+key=$(jq -r .key_info.key_id <<<"$body")
+ask get-publickey "{\"key_id\":\"$key\"}"
+jq -r .public_key <<<"$body" >"$scratch/public.pem"
+made=$(printf 'attack at dawn' | openssl pkeyutl -encrypt -pubin -inkey "$scratch/public.pem" \
+  -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha256 -pkeyopt rsa_mgf1_md:sha256 | base64 -w0)
+how='"encryption_algorithm":"RSAES_OAEP_SHA_256"'
+ask decrypt-data "{\"key_id\":\"$key\",$how,\"cipher_text\":\"$made\"}"
+equal "decrypt-data" "attack at dawn" "$(jq -r .plain_text <<<"$body")"
+ok "the token decrypts what OpenSSL encrypted under its public key"
+
+ask encrypt-data "{\"key_id\":\"$key\",$how,\"plain_text\":\"at noon\"}"
+ask decrypt-data "{\"key_id\":\"$key\",$how,\"cipher_text\":$(jq .cipher_text <<<"$body")}"
+equal "decrypt-data" "at noon" "$(jq -r .plain_text <<<"$body")"
+# A number below the modulus, so that the token is asked.
+bad=$({ printf '\0' && openssl rand 255; } | base64 -w0)
+ask decrypt-data "{\"key_id\":\"$key\",$how,\"cipher_text\":\"$bad\"}"
+equal "a ciphertext that does not open" "400 KMS.0311" "$status $(jq -r .error.error_code <<<"$body")"
+contains "the metric" "kmsgate_pkcs11_token_there 1" "$(curl --silent "http://$admin/metrics")"
+ok "a ciphertext that does not open costs nobody the token"
+stop "$server" || fail "kmsgate serve ended with $?"
+
+# `objects TYPE`
+objects() {
+  pkcs11-tool --module "$libkryoptic" --slot 1 --login --pin 4321 --list-objects --type "$1" 2>/dev/null
+}
+contains "the pair's access" "always sensitive, never extractable, local" \
+  "$(objects privkey | grep --after-context=4 "kmsgate project/$key/1")"
+equal "keys that can be extracted" 0 \
+  "$({ objects privkey && objects secrkey; } | grep -c 'Access: .*[^r] extractable' || true)"
+ok "the token made the key, and no key there can be extracted"
