@@ -109,6 +109,13 @@ pub struct Crypto {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Provider {
+    /// AWS-LC. It supports AES_256 and RSA.
+    #[serde(rename = "aws-lc-rs")]
+    AwsLc {
+        /// What it is for; all that it supports if absent.
+        #[serde(default, deserialize_with = "key_specs")]
+        key_specs: Option<Vec<KeySpec>>,
+    },
     /// The RustCrypto crates. It supports every spec.
     #[serde(rename = "rustcrypto")]
     RustCrypto {
@@ -128,6 +135,7 @@ impl Provider {
     /// The kind's name.
     pub const fn kind(&self) -> &'static str {
         match self {
+            Self::AwsLc { .. } => "aws-lc-rs",
             Self::RustCrypto { .. } => "rustcrypto",
             Self::Pkcs11 { .. } => "pkcs11",
         }
@@ -136,7 +144,9 @@ impl Provider {
     /// What it is for; all that it supports if absent.
     pub fn key_specs(&self) -> Option<&[KeySpec]> {
         match self {
-            Self::RustCrypto { key_specs } | Self::Pkcs11 { key_specs } => key_specs.as_deref(),
+            Self::AwsLc { key_specs }
+            | Self::RustCrypto { key_specs }
+            | Self::Pkcs11 { key_specs } => key_specs.as_deref(),
         }
     }
 }
@@ -269,7 +279,16 @@ impl Crypto {
 impl Default for Crypto {
     fn default() -> Self {
         Self {
-            providers: vec![Provider::RustCrypto { key_specs: None }],
+            // RUSTSEC-2023-0071 says of the crate `rsa` that the time of a private operation may
+            // tell something of the key, so RSA is AWS-LC's.
+            providers: vec![
+                Provider::AwsLc {
+                    key_specs: Some(vec![KeySpec::Rsa2048, KeySpec::Rsa3072, KeySpec::Rsa4096]),
+                },
+                Provider::RustCrypto {
+                    key_specs: Some(vec![KeySpec::Aes256, KeySpec::Sm2]),
+                },
+            ],
         }
     }
 }
@@ -456,6 +475,19 @@ mod tests {
         let specs = Some(vec![KeySpec::Sm2, KeySpec::Aes256]);
         let expected = [Provider::RustCrypto { key_specs: specs }];
         assert_eq!(config.unwrap().crypto.providers, expected);
+    }
+
+    #[test]
+    fn rsa_is_aws_lcs_unless_somebody_says_otherwise() {
+        let config = Config::parse(SMALLEST).unwrap();
+        for spec in [KeySpec::Rsa2048, KeySpec::Rsa3072, KeySpec::Rsa4096] {
+            let mut providers = config.crypto.providers.iter();
+            let has = |provider: &&Provider| {
+                let specs = provider.key_specs();
+                specs.is_none_or(|specs| specs.contains(&spec))
+            };
+            assert_eq!(providers.find(has).unwrap().kind(), "aws-lc-rs", "{spec:?}");
+        }
     }
 
     #[test]

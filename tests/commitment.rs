@@ -19,6 +19,7 @@ use aes_gcm::Aes256Gcm;
 use aes_gcm::aes::Aes256;
 use aes_gcm::aes::cipher::BlockCipherEncrypt;
 use hkdf::Hkdf;
+use kmsgate::crypto::aws_lc::AwsLc;
 use kmsgate::crypto::root::RootKey;
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::crypto::{OpenKey, Provider, ProviderError, Symmetric, VersionName};
@@ -81,7 +82,10 @@ fn no_frame_opens_under_two_keys_though_its_ciphertext_does() {
 /// The providers that have symmetric keys.
 fn providers() -> Vec<Box<dyn Provider>> {
     let root = Arc::new(RootKey::generate().unwrap());
-    vec![Box::new(RustCrypto::new(root))]
+    vec![
+        Box::new(AwsLc::new(Arc::clone(&root) as _)),
+        Box::new(RustCrypto::new(root)),
+    ]
 }
 
 /// A key whose material is known to who makes the ciphertext.

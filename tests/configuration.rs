@@ -107,6 +107,7 @@ fn settings() -> Vec<(&'static str, String)> {
         ("store", "kind = \"sqlite\", "),
         ("pkcs11", ""),
         ("crypto", ""),
+        ("crypto.providers", "kind = \"aws-lc-rs\", "),
         ("crypto.providers", "kind = \"rustcrypto\", "),
         ("auth", ""),
         ("audit", "kind = \"stdout\", "),

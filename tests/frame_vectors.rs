@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use kmsgate::crypto::aws_lc::AwsLc;
 use kmsgate::crypto::root::RootKey;
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::crypto::{OpenKey, Provider, ProviderError, Symmetric, VersionName};
@@ -18,13 +19,15 @@ use serde::Deserialize;
 #[test]
 fn every_published_frame_opens() {
     for vector in vectors() {
-        let opened = open(&*key(&vector), &vector.frame(), vector.aad.as_bytes());
-        assert_eq!(
-            hex(opened.unwrap().expose()),
-            vector.plaintext,
-            "{}",
-            vector.name
-        );
+        for key in keys(&vector) {
+            let opened = open(&*key, &vector.frame(), vector.aad.as_bytes());
+            assert_eq!(
+                hex(opened.unwrap().expose()),
+                vector.plaintext,
+                "{}",
+                vector.name
+            );
+        }
     }
 }
 
@@ -43,8 +46,7 @@ fn every_published_frame_says_what_it_is() {
 
 #[test]
 fn no_published_frame_opens_with_a_bit_flipped() {
-    for vector in vectors() {
-        let key = key(&vector);
+    for (vector, key) in vectors().iter().flat_map(each_key) {
         let frame = vector.frame();
         // Every bit of a short frame, a sample of a long one.
         for bit in (0..frame.len() * 8).step_by(1 + frame.len() / 400) {
@@ -59,8 +61,7 @@ fn no_published_frame_opens_with_a_bit_flipped() {
 
 #[test]
 fn no_published_frame_opens_for_other_data() {
-    for vector in vectors() {
-        let key = key(&vector);
+    for (vector, key) in vectors().iter().flat_map(each_key) {
         for aad in ["", "tenant=8", "tenant=", &"a".repeat(127)] {
             if aad != vector.aad {
                 let answer = open(&*key, &vector.frame(), aad.as_bytes());
@@ -100,24 +101,32 @@ fn vectors() -> Vec<Vector> {
     file.vectors
 }
 
-/// The vector's key, sealed and opened by a provider.
-fn key(vector: &Vector) -> Box<dyn Symmetric> {
+fn each_key(vector: &Vector) -> impl Iterator<Item = (&Vector, Box<dyn Symmetric>)> {
+    keys(vector).map(move |key| (vector, key)).into_iter()
+}
+
+/// The vector's key, sealed and opened by each software provider.
+fn keys(vector: &Vector) -> [Box<dyn Symmetric>; 2] {
     let name = VersionName {
         project: "project".parse().unwrap(),
         key_id: vector.key_id.parse().unwrap(),
         version: KeyVersion::new(vector.version).unwrap(),
         spec: KeySpec::Aes256,
     };
-    let material = (0..64)
+    let material: Vec<u8> = (0..64)
         .step_by(2)
         .map(|at| u8::from_str_radix(&vector.material[at..at + 2], 16).unwrap())
         .collect();
-    let provider = RustCrypto::new(Arc::new(RootKey::generate().unwrap()));
-    let sealed = provider.seal(&name, &Material::new(material)).unwrap();
-    match provider.open(&name, &sealed).unwrap() {
-        OpenKey::Symmetric(key) => key,
-        OpenKey::Pair(_) => panic!("a pair"),
-    }
+    let root = Arc::new(RootKey::generate().unwrap());
+    let (aws_lc, rustcrypto) = (AwsLc::new(root.clone()), RustCrypto::new(root));
+    [&aws_lc as &dyn Provider, &rustcrypto].map(|provider| {
+        let material = Material::new(material.clone());
+        let sealed = provider.seal(&name, &material).unwrap();
+        match provider.open(&name, &sealed).unwrap() {
+            OpenKey::Symmetric(key) => key,
+            OpenKey::Pair(_) => panic!("a pair"),
+        }
+    })
 }
 
 fn open(key: &dyn Symmetric, frame: &[u8], aad: &[u8]) -> Result<Plaintext, ProviderError> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use kmsgate::crypto::aws_lc::AwsLc;
 use kmsgate::crypto::root::RootKey;
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::crypto::{
@@ -57,6 +58,7 @@ macro_rules! cases {
     };
 }
 
+battery!(aws_lc, AwsLc::new(root()));
 battery!(rustcrypto, RustCrypto::new(root()));
 
 /// What needs a token. `tests/interop/pkcs11.sh` makes one, and runs these.
@@ -67,6 +69,49 @@ mod token;
 battery!(under_a_root_key_in_a_token, token::under_its_root_key());
 #[cfg(feature = "pkcs11")]
 battery!(rsa_in_a_token, token::rsa());
+
+#[test]
+fn what_one_software_provider_makes_the_other_opens() {
+    let (mine, theirs) = (RustCrypto::new(root()), AwsLc::new(root()));
+    for (maker, other) in [
+        (&mine as &dyn Provider, &theirs as &dyn Provider),
+        (&theirs, &mine),
+    ] {
+        for spec in [KeySpec::Aes256, KeySpec::Rsa2048] {
+            let sealed = maker.generate(&name(spec)).unwrap();
+            assert!(other.opens(&sealed), "{spec:?}");
+            let keys = [maker, other].map(|of| of.open(&name(spec), &sealed).unwrap());
+            crosses(&keys, spec);
+        }
+        // A large RSA key takes seconds to make, so for those OpenSSL's are sealed by each.
+        for spec in [KeySpec::Rsa3072, KeySpec::Rsa4096] {
+            let sealed = maker.seal(&name(spec), &material(spec)).unwrap();
+            let keys = [maker, other].map(|of| of.open(&name(spec), &sealed).unwrap());
+            crosses(&keys, spec);
+        }
+    }
+}
+
+/// What is encrypted under one of two openings of a key opens under the other, and both show the
+/// same public key.
+fn crosses(keys: &[OpenKey; 2], spec: KeySpec) {
+    for length in [1, 16, 100, spec.max_plaintext()] {
+        for (from, to) in [(0, 1), (1, 0)] {
+            let text = vec![7; length];
+            let opened = match (&keys[from], &keys[to]) {
+                (OpenKey::Symmetric(from), OpenKey::Symmetric(to)) => {
+                    decrypt(&**to, &encrypt(&**from, &text, b"tenant=7"), b"tenant=7")
+                }
+                (OpenKey::Pair(from), OpenKey::Pair(to)) => {
+                    assert_eq!(from.public_key(), to.public_key(), "{spec:?}");
+                    to.decrypt(&from.encrypt(&secret(&text)).unwrap())
+                }
+                _ => panic!("{spec:?} is two things"),
+            };
+            assert_eq!(opened.unwrap().expose(), text, "{spec:?}, {length} bytes");
+        }
+    }
+}
 
 #[test]
 fn each_key_spec_needs_a_provider() {

@@ -24,6 +24,8 @@ use crate::domain::frame::HEAD;
 use crate::domain::key::{KeyId, KeySpec, KeyVersion, ProjectId};
 use crate::domain::secret::{Material, Plaintext};
 
+mod aes;
+pub mod aws_lc;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;
 pub mod pool;

@@ -40,6 +40,7 @@ use crate::auth::policy::Policy;
 use crate::auth::token::Tokens;
 use crate::auth::{Authenticator, Chain};
 use crate::config::{self, Config};
+use crate::crypto::aws_lc::AwsLc;
 use crate::crypto::pool::{Pool, PoolError};
 use crate::crypto::root::{Root, RootKey, RootKeyError};
 use crate::crypto::rustcrypto::RustCrypto;
@@ -448,6 +449,7 @@ fn providers(
 ) -> Result<Providers, StartError> {
     let choices = crypto.providers.iter().map(|configured| {
         let provider: Arc<dyn Provider> = match configured {
+            config::Provider::AwsLc { .. } => Arc::new(AwsLc::new(Arc::clone(root))),
             config::Provider::RustCrypto { .. } => Arc::new(RustCrypto::new(Arc::clone(root))),
             config::Provider::Pkcs11 { .. } => token.ok_or(StartError::NoToken)?.provider(root)?,
         };

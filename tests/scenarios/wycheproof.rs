@@ -9,8 +9,8 @@
 //! * One with an empty ciphertext never gets as far as a key. It is sent, and refused as a field
 //!   that is missing.
 //! * Keys of other sizes and other hashes are not sent.
-//! * A first octet that is not zero is refused by RFC 8017, section 7.1.2, step 3.g. The crate `rsa`
-//!   does not look at it, so that it cannot betray it. Only who made a ciphertext can make another
+//! * A first octet that is not zero is refused by RFC 8017, section 7.1.2, step 3.g. AWS-LC does so.
+//!   The crate `rsa` does not look at it, so that it cannot betray it. Only who made a ciphertext can make another
 //!   one for the same plaintext that way.
 
 use std::collections::BTreeMap;
@@ -30,7 +30,19 @@ const RSA: &str = "RSAES_OAEP_SHA_256";
 
 /// The providers that do RSA in software: the lines of the configuration that choose one, and
 /// whether it looks at the first octet.
-const PROVIDERS: [(&str, &str, bool); 1] = [("rustcrypto", "", false)];
+const PROVIDERS: [(&str, &str, bool); 2] = [
+    (
+        "rustcrypto",
+        "[[crypto.providers]]\nkind = \"rustcrypto\"",
+        false,
+    ),
+    (
+        "aws-lc-rs",
+        "[[crypto.providers]]\nkind = \"aws-lc-rs\"\n\
+         [[crypto.providers]]\nkind = \"rustcrypto\"\nkey_specs = [\"SM2\"]",
+        true,
+    ),
+];
 
 const SETS: [TestName; 4] = [
     TestName::Rsa2048Sha256Mgf1Sha256,

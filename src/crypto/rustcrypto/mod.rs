@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use xaes_256_gcm::Xaes256Gcm;
+
+use crate::crypto::aes::Aes;
 use crate::crypto::root::Root;
 use crate::crypto::{OpenKey, Provider, ProviderError, SealedKey, VersionName};
 use crate::domain::key::{Family, KeySpec};
@@ -65,7 +68,7 @@ impl Provider for RustCrypto {
 /// Readies material for use, if it is a key of the spec.
 fn ready(name: &VersionName, material: &Material) -> Option<OpenKey> {
     Some(match name.spec {
-        KeySpec::Aes256 => OpenKey::Symmetric(Box::new(aes::Aes::new(name, material)?)),
+        KeySpec::Aes256 => OpenKey::Symmetric(Box::new(Aes::<Xaes256Gcm>::new(name, material)?)),
         KeySpec::Rsa2048 => OpenKey::Pair(Box::new(rsa::Rsa::new(2048, material)?)),
         KeySpec::Rsa3072 => OpenKey::Pair(Box::new(rsa::Rsa::new(3072, material)?)),
         KeySpec::Rsa4096 => OpenKey::Pair(Box::new(rsa::Rsa::new(4096, material)?)),
