@@ -76,6 +76,16 @@ fn ready(name: &VersionName, material: &Material) -> Option<OpenKey> {
     })
 }
 
+/// For fuzzing: an SM2 ciphertext written again from what was read of it; none if it is refused.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn sm2_rewritten(ciphertext: &[u8]) -> Option<Vec<u8>> {
+    let der::Parts { x, y, c3, c2 } = der::Parts::parse(ciphertext)?;
+    let mut written = der::before_c2(&x, &y, c3, c2.len());
+    written.extend(c2);
+    Some(written)
+}
+
 /// The system's random source failed.
 fn no_randomness(error: getrandom::Error) -> ProviderError {
     ProviderError::Unavailable(error.into())
