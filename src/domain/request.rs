@@ -51,11 +51,23 @@ impl RequestId {
     pub const fn new(bits: u128) -> Self {
         Self(bits)
     }
+
+    /// The id as ASCII, to be put into an answer as it is.
+    pub fn digits(self) -> [u8; 32] {
+        let mut bits = self.0;
+        std::array::from_fn(|_| {
+            bits = bits.rotate_left(4);
+            match (bits & 0xf) as u8 {
+                digit @ 0..=9 => b'0' + digit,
+                digit => b'a' - 10 + digit,
+            }
+        })
+    }
 }
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        f.write_str(str::from_utf8(&self.digits()).unwrap_or_default())
     }
 }
 
@@ -128,6 +140,13 @@ mod tests {
             &"é".repeat(18),
         ] {
             assert!(bad.parse::<Sequence>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_id_is_32_hexadecimal_digits() {
+        for bits in [0, 1, 0x0123_4567_89ab_cdef << 64 | 0xfedc_ba98, u128::MAX] {
+            assert_eq!(RequestId::new(bits).to_string(), format!("{bits:032x}"));
         }
     }
 

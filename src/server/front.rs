@@ -518,7 +518,7 @@ fn timeout(text: &HeaderValue) -> Option<Duration> {
 /// A request id as a header.
 fn header(id: RequestId) -> HeaderValue {
     // 32 hexadecimal digits are always a header value.
-    let value = HeaderValue::try_from(id.to_string());
+    let value = HeaderValue::from_bytes(&id.digits());
     let mut value = value.unwrap_or(HeaderValue::from_static(""));
     // No two are the same, so HTTP/2 need not remember it for compression (RFC 7541, section 7.1).
     value.set_sensitive(true);
