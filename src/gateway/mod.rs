@@ -12,6 +12,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | `direct` | encrypt-data and decrypt-data without the router |
 //! | `json` | reading a body strictly |
 //! | `request` | the members of a body to the fields of a message |
 //! | `response` | the fields of a message to the members of a body |
@@ -20,6 +21,7 @@
 //!
 //! A new operation is a row in [`router`], a reader in `request` and a writer in `response`.
 
+mod direct;
 mod json;
 mod refusal;
 mod request;
@@ -44,6 +46,7 @@ use crate::gateway::response::IntoJson;
 use crate::grpc::pb::crypto_service_server::CryptoService;
 use crate::grpc::pb::key_service_server::KeyService;
 
+pub use crate::gateway::direct::{Direct, Plain};
 pub use crate::gateway::refusal::Rest;
 pub use crate::gateway::upstream::Upstream;
 
@@ -118,16 +121,25 @@ impl<M: FromJson, S: Send + Sync> FromRequest<S> for Call<M> {
                     Error::from(Kind::InvalidJson)
                 }
             })?;
-            let message = M::from_json(project_id, &body.to_bytes())?;
-            let metadata = MetadataMap::from_headers(parts.headers);
-            Ok(Self(tonic::Request::from_parts(
-                metadata,
-                parts.extensions,
-                message,
-            )))
+            call(project_id, parts, &body.to_bytes()).map(Self)
         };
         read.await.map_err(|error| refusal::told(&error))
     }
+}
+
+/// The call that a request asks for.
+fn call<M: FromJson>(
+    project_id: String,
+    parts: Parts,
+    body: &[u8],
+) -> Result<tonic::Request<M>, Error> {
+    let message = M::from_json(project_id, body)?;
+    let metadata = MetadataMap::from_headers(parts.headers);
+    Ok(tonic::Request::from_parts(
+        metadata,
+        parts.extensions,
+        message,
+    ))
 }
 
 /// The project id of a path that matched; none if its bytes are not text, or if there are none:

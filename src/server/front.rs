@@ -32,7 +32,7 @@ use crate::config::Limits;
 use crate::domain::caller::{Action, Caller};
 use crate::domain::request::RequestId;
 use crate::error::{self, Error, Kind};
-use crate::gateway::Rest;
+use crate::gateway::{Direct, Plain, Rest};
 use crate::grpc::status::{self, Grpc};
 use crate::server::MAX_MESSAGE;
 use crate::server::listen::Answer;
@@ -204,15 +204,28 @@ pub(super) struct Front {
     face: Face,
     common: Arc<Common>,
     inner: Router,
+    /// What answers the requests that do not go through `inner`.
+    direct: Option<Direct>,
 }
 
 impl Front {
-    /// Stands before the `face` that `inner` serves.
-    pub(super) const fn new(face: Face, common: Arc<Common>, inner: Router) -> Self {
+    /// Stands before gRPC, which `inner` serves.
+    pub(super) const fn grpc(common: Arc<Common>, inner: Router) -> Self {
         Self {
-            face,
+            face: Face::Grpc,
             common,
             inner,
+            direct: None,
+        }
+    }
+
+    /// Stands before REST, which `inner` serves, save for what `direct` answers.
+    pub(super) const fn rest(common: Arc<Common>, inner: Router, direct: Direct) -> Self {
+        Self {
+            face: Face::Rest,
+            common,
+            inner,
+            direct: Some(direct),
         }
     }
 
@@ -239,8 +252,8 @@ impl Front {
             .map_err(|_| Kind::Throttled)?;
         let body = match body {
             Ahead::Streamed(body) => Body::new(body),
-            Ahead::Unread(body) => Body::from(read(body).await?),
-            Ahead::Read(whole) => Body::from(whole),
+            Ahead::Unread(body) => return Ok(self.hand_on(parts, read(body).await?).await),
+            Ahead::Read(whole) => return Ok(self.hand_on(parts, whole).await),
         };
 
         if self.face == Face::Grpc && !is_grpc(&parts.headers) {
@@ -248,19 +261,27 @@ impl Front {
         }
         let encoding = parts.headers.get("grpc-encoding");
         let compressed = encoding.is_some_and(|encoding| encoding != "identity");
-        let request = Request::from_parts(parts, body);
-        let response = match self.inner.clone().call(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
-        if self.face == Face::Rest {
-            return Ok(response);
-        }
+        let response = self.route(Request::from_parts(parts, body)).await;
         match failure(&response) {
             // What the health service says of a service that it does not know is its own protocol.
             Some(theirs) if open && theirs.code() != Code::Unimplemented => Ok(response),
             Some(theirs) if status::kind(&theirs).is_none() => Err(rewritten(&theirs, compressed)),
             _ => Ok(response),
+        }
+    }
+
+    /// Answers a REST request whose body was read.
+    async fn hand_on(&self, parts: Parts, whole: Bytes) -> Response<Body> {
+        match (&self.direct, Plain::of(&parts)) {
+            (Some(direct), Some(plain)) => direct.answer(plain, parts, whole).await,
+            _ => self.route(Request::from_parts(parts, whole.into())).await,
+        }
+    }
+
+    async fn route(&self, request: Request<Body>) -> Response<Body> {
+        match self.inner.clone().call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
         }
     }
 

@@ -55,7 +55,7 @@ use crate::grpc;
 use crate::grpc::pb::crypto_service_server::CryptoServiceServer;
 use crate::grpc::pb::key_service_server::KeyServiceServer;
 use crate::server::admin::Readiness;
-use crate::server::front::{Common, Face, Front, Guard};
+use crate::server::front::{Common, Front, Guard};
 use crate::server::token::Token;
 use crate::service::keyring::Keyring;
 use crate::service::{Context, Kms, NewKey, Sweep};
@@ -239,6 +239,7 @@ impl Server {
         if self.reflection {
             routes = reflect(routes)?;
         }
+        let direct = gateway::Direct::new(Arc::<grpc::Server>::clone(&service));
         let rest = gateway::router(Arc::clone(&service), service);
 
         let serving_at = ServingAt {
@@ -249,8 +250,8 @@ impl Server {
         let (draining, drain) = watch::channel(false);
         let readiness = Readiness::new(Arc::clone(&self.kms.store));
         let grpc = routes.prepare().into_axum_router();
-        let grpc = Front::new(Face::Grpc, Arc::clone(&common), grpc);
-        let rest = Front::new(Face::Rest, common, rest);
+        let grpc = Front::grpc(Arc::clone(&common), grpc);
+        let rest = Front::rest(common, rest, direct);
         let patience = self.shutdown.drain;
         let serving = [
             tokio::spawn(listen::serve(listeners.grpc, grpc, drain.clone(), patience)),
@@ -358,9 +359,10 @@ pub async fn serve_gateway(
     let drain_time = config::Shutdown::default().drain;
     let requests = Arc::clone(&metrics.requests);
     let upstream = Arc::new(gateway::Upstream::new(upstream, timeout));
+    let direct = gateway::Direct::new(Arc::<gateway::Upstream>::clone(&upstream));
     let router = gateway::router(Arc::clone(&upstream), upstream);
     let common = Arc::new(Common::new(None, requests, &limits));
-    let front = Front::new(Face::Rest, common, router);
+    let front = Front::rest(common, router, direct);
     let serving_at = ServingAt {
         grpc: None,
         rest: place(&rest),
