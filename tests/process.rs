@@ -412,9 +412,9 @@ fn a_server_leaves_no_core_and_belongs_to_no_debugger() {
         // ask the rights that a debugger needs (proc_pid(5)).
         assert_eq!(fs::metadata(process.join("mem")).unwrap().uid(), 0);
         // What writes a core unless it is forbidden.
-        program.signal(Signal::QUIT);
+        program.signal(Signal::ABORT);
         let status = program.ended();
-        assert_eq!(status.signal(), Some(Signal::QUIT.as_raw()));
+        assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()));
         assert!(!status.core_dumped());
     }
 }
