@@ -224,9 +224,12 @@ impl Providers {
     }
 
     /// The provider that opens a key of `spec`.
+    ///
+    /// Fails with [`ProviderError::BadSeal`] if none of those that have the spec knows such a seal: the
+    /// key was damaged, or its provider is no longer configured.
     pub fn opener(&self, spec: KeySpec, key: &SealedKey) -> Result<&dyn Provider, ProviderError> {
         let mut opening = self.having(spec).filter(|provider| provider.opens(key));
-        opening.next().ok_or(ProviderError::Unsupported)
+        opening.next().ok_or(ProviderError::BadSeal)
     }
 
     fn having(&self, spec: KeySpec) -> impl Iterator<Item = &dyn Provider> {
