@@ -16,7 +16,7 @@
 
 use hkdf::Hkdf;
 use sha2::Sha256;
-use subtle::ConstantTimeEq;
+use subtle::{ConstantTimeEq, ConstantTimeGreater, ConstantTimeLess};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::crypto::{ProviderError, Symmetric, VersionName};
@@ -192,16 +192,23 @@ const fn padding(length: usize) -> u8 {
 
 /// The length of what was padded, which was 1 to 4096 bytes.
 ///
-/// The padding is authenticated, so how long this takes tells nobody anything.
+/// Bad padding is behind a tag that was right, so only who has the key can bring it here. It is still
+/// looked at in a time that depends on nothing but the length, which everybody sees.
 fn unpadded(padded: &[u8]) -> Option<usize> {
-    let padding = *padded.last()?;
-    let length = padded.len().checked_sub(usize::from(padding))?;
-    let (_, tail) = padded.split_at_checked(length)?;
-    let fits = (1..=16).contains(&padding)
-        && padded.len().is_multiple_of(16)
-        && (1..=MAX_PLAINTEXT).contains(&length)
-        && tail.iter().all(|byte| *byte == padding);
-    fits.then_some(length)
+    let (before, block) = padded.split_last_chunk::<16>()?;
+    if !before.len().is_multiple_of(16) {
+        return None;
+    }
+    // So much that no more than the longest message is left, and that something is.
+    let least = u8::try_from(padded.len().saturating_sub(MAX_PLAINTEXT).max(1)).ok()?;
+    let most = if before.is_empty() { 15 } else { 16 };
+    let [.., padding] = *block;
+    let mut good = !padding.ct_lt(&least) & !padding.ct_gt(&most);
+    for (distance, byte) in (1u8..).zip(block.iter().rev()) {
+        good &= byte.ct_eq(&padding) | distance.ct_gt(&padding);
+    }
+    let length = padded.len().saturating_sub(usize::from(padding));
+    bool::from(good).then_some(length)
 }
 
 #[cfg(test)]
