@@ -1,6 +1,7 @@
 //! `kmsgate.v1.CryptoService`.
 
 use std::fmt;
+use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
@@ -13,8 +14,8 @@ use crate::error::{Error, Kind};
 use crate::grpc::pb;
 use crate::grpc::pb::crypto_service_server::CryptoService;
 use crate::grpc::pb::encrypt_data_request::Plaintext as Given;
-use crate::grpc::{Server, end, unknown};
-use crate::service::{Decrypt, Encrypt};
+use crate::grpc::{Server, unknown};
+use crate::service::{Context, Decrypt, Encrypt};
 
 /// The shortest and the longest ciphertext that a request may carry, in bytes: what the documented
 /// `^[0-9a-zA-Z+/=]{128,5648}$` leaves of its Base64 (contract, section 1.2).
@@ -26,7 +27,29 @@ impl CryptoService for Server {
         &self,
         request: Request<pb::EncryptDataRequest>,
     ) -> Result<Response<pb::EncryptDataResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::EncryptData)?;
+        let (_, extensions, message) = request.into_parts();
+        let answer = self.encrypt(extensions.get(), message).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn decrypt_data(
+        &self,
+        request: Request<pb::DecryptDataRequest>,
+    ) -> Result<Response<pb::DecryptDataResponse>, Status> {
+        let (_, extensions, message) = request.into_parts();
+        let answer = self.decrypt(extensions.get(), message).await?;
+        Ok(Response::new(answer))
+    }
+}
+
+impl Server {
+    /// EncryptData, for a caller whom a layer has noted.
+    pub(super) async fn encrypt(
+        &self,
+        context: Option<&Arc<Context>>,
+        message: pb::EncryptDataRequest,
+    ) -> Result<pb::EncryptDataResponse, Error> {
+        let mut begun = self.kms.begin(context, Action::EncryptData)?;
         let call = &mut begun;
         let answer = async {
             let pb::EncryptDataRequest {
@@ -66,14 +89,16 @@ impl CryptoService for Server {
             })
         };
         let answer = answer.await;
-        end(begun, answer)
+        begun.end(answer)
     }
 
-    async fn decrypt_data(
+    /// DecryptData, for a caller whom a layer has noted.
+    pub(super) async fn decrypt(
         &self,
-        request: Request<pb::DecryptDataRequest>,
-    ) -> Result<Response<pb::DecryptDataResponse>, Status> {
-        let (mut begun, message) = self.begin(request, Action::DecryptData)?;
+        context: Option<&Arc<Context>>,
+        message: pb::DecryptDataRequest,
+    ) -> Result<pb::DecryptDataResponse, Error> {
+        let mut begun = self.kms.begin(context, Action::DecryptData)?;
         let call = &mut begun;
         let answer = async {
             let pb::DecryptDataRequest {
@@ -117,7 +142,7 @@ impl CryptoService for Server {
             })
         };
         let answer = answer.await;
-        end(begun, answer)
+        begun.end(answer)
     }
 }
 

@@ -8,6 +8,7 @@
 mod crypto;
 mod keys;
 pub mod status;
+pub mod unary;
 
 use std::sync::Arc;
 

@@ -8,18 +8,18 @@
 //! that are no message) is rewritten to rows of the catalogue.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
@@ -33,7 +33,9 @@ use crate::domain::caller::{Action, Caller};
 use crate::domain::request::RequestId;
 use crate::error::{self, Error, Kind};
 use crate::gateway::{Direct, Plain, Rest};
+use crate::grpc;
 use crate::grpc::status::{self, Grpc};
+use crate::grpc::unary::{self, Unary};
 use crate::server::MAX_MESSAGE;
 use crate::server::listen::Answer;
 use crate::service::{Context, Kms};
@@ -58,10 +60,11 @@ pub(super) enum Face {
 
 impl Face {
     fn refuse(self, error: &Error) -> Response<Body> {
-        match self {
+        let refused = match self {
             Self::Grpc => error::Face::refuse(&Grpc, error),
             Self::Rest => error::Face::refuse(&Rest, error),
-        }
+        };
+        refused.map(Body::Other)
     }
 }
 
@@ -205,17 +208,28 @@ pub(super) struct Front {
     common: Arc<Common>,
     inner: Router,
     /// What answers the requests that do not go through `inner`.
-    direct: Option<Direct>,
+    shortcut: Shortcut,
+}
+
+/// The way of the two operations that nearly all requests are.
+#[derive(Debug)]
+enum Shortcut {
+    Grpc(Arc<grpc::Server>),
+    Rest(Direct),
 }
 
 impl Front {
-    /// Stands before gRPC, which `inner` serves.
-    pub(super) const fn grpc(common: Arc<Common>, inner: Router) -> Self {
+    /// Stands before gRPC, which `inner` serves, save for what `server` answers by itself.
+    pub(super) const fn grpc(
+        common: Arc<Common>,
+        inner: Router,
+        server: Arc<grpc::Server>,
+    ) -> Self {
         Self {
             face: Face::Grpc,
             common,
             inner,
-            direct: None,
+            shortcut: Shortcut::Grpc(server),
         }
     }
 
@@ -225,7 +239,7 @@ impl Front {
             face: Face::Rest,
             common,
             inner,
-            direct: Some(direct),
+            shortcut: Shortcut::Rest(direct),
         }
     }
 
@@ -250,8 +264,11 @@ impl Front {
             .then(place)
             .transpose()
             .map_err(|_| Kind::Throttled)?;
+        if let Some(context) = context.get() {
+            parts.extensions.insert(Arc::clone(context));
+        }
         let body = match body {
-            Ahead::Streamed(body) => Body::new(body),
+            Ahead::Streamed(body) => body,
             Ahead::Unread(body) => return Ok(self.hand_on(parts, read(body).await?).await),
             Ahead::Read(whole) => return Ok(self.hand_on(parts, whole).await),
         };
@@ -261,7 +278,14 @@ impl Front {
         }
         let encoding = parts.headers.get("grpc-encoding");
         let compressed = encoding.is_some_and(|encoding| encoding != "identity");
-        let response = self.route(Request::from_parts(parts, body)).await;
+        if let (Shortcut::Grpc(server), Some(call), false) =
+            (&self.shortcut, Unary::of(parts.uri.path()), compressed)
+        {
+            let answer = call.answer(server, context.get(), body, MAX_MESSAGE);
+            return Ok(answer.await?.map(Body::Unary));
+        }
+        let request = Request::from_parts(parts, axum::body::Body::new(body));
+        let response = self.route(request).await;
         match failure(&response) {
             // What the health service says of a service that it does not know is its own protocol.
             Some(theirs) if open && theirs.code() != Code::Unimplemented => Ok(response),
@@ -272,15 +296,17 @@ impl Front {
 
     /// Answers a REST request whose body was read.
     async fn hand_on(&self, parts: Parts, whole: Bytes) -> Response<Body> {
-        match (&self.direct, Plain::of(&parts)) {
-            (Some(direct), Some(plain)) => direct.answer(plain, parts, whole).await,
+        match (&self.shortcut, Plain::of(&parts)) {
+            (Shortcut::Rest(direct), Some(plain)) => {
+                direct.answer(plain, parts, whole).await.map(Body::Other)
+            }
             _ => self.route(Request::from_parts(parts, whole.into())).await,
         }
     }
 
-    async fn route(&self, request: Request<Body>) -> Response<Body> {
+    async fn route(&self, request: Request<axum::body::Body>) -> Response<Body> {
         match self.inner.clone().call(request).await {
-            Ok(response) => response,
+            Ok(response) => response.map(Body::Other),
             Err(never) => match never {},
         }
     }
@@ -337,9 +363,7 @@ impl Front {
             told: AtomicBool::new(false),
         });
         let known = context.get_or_init(|| known);
-        self.check_project(parts.uri.path(), &known.caller)?;
-        parts.extensions.insert(Arc::clone(known));
-        Ok(())
+        self.check_project(parts.uri.path(), &known.caller)
     }
 
     /// Whether a path needs no credential.
@@ -400,6 +424,46 @@ impl Front {
     }
 }
 
+/// The body of an answer.
+#[derive(Debug)]
+pub(super) enum Body {
+    /// Of a call that was answered without the RPC library.
+    Unary(unary::Answer),
+    /// Of any other.
+    Other(axum::body::Body),
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match self.get_mut() {
+            Self::Unary(body) => Pin::new(body)
+                .poll_frame(context)
+                .map_err(|never| match never {}),
+            Self::Other(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Unary(body) => body.is_end_stream(),
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Unary(body) => body.size_hint(),
+            Self::Other(body) => body.size_hint(),
+        }
+    }
+}
+
 impl Answer for Front {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let common = &*self.common;
@@ -413,10 +477,13 @@ impl Answer for Front {
             // A timer looks at its work first, and fast work would be done after its deadline.
             Ok(limit) if begun.elapsed() >= limit => Err(Kind::DeadlineExceeded.into()),
             Ok(limit) => {
-                let work = caught(id, self.pass(request, id, &context));
-                let in_time = tokio::time::timeout(limit, work).await;
+                let in_time = {
+                    let work = pin!(self.pass(request, id, &context));
+                    tokio::time::timeout(limit, caught(id, work)).await
+                };
                 in_time.unwrap_or_else(|_| {
-                    // A use case can tell that it was cancelled, and not why.
+                    // A use case that ended with the block could tell that it was cancelled, and
+                    // not why.
                     if let Some(context) = context.get() {
                         context.told.store(false, Ordering::Relaxed);
                     }
@@ -550,9 +617,8 @@ fn header(id: RequestId) -> HeaderValue {
 /// connection go on.
 async fn caught(
     id: RequestId,
-    work: impl Future<Output = Result<Response<Body>, Error>>,
+    mut work: Pin<&mut impl Future<Output = Result<Response<Body>, Error>>>,
 ) -> Result<Response<Body>, Error> {
-    let mut work = pin!(work);
     std::future::poll_fn(move |context| {
         let poll = || work.as_mut().poll(context);
         match std::panic::catch_unwind(AssertUnwindSafe(poll)) {
@@ -610,7 +676,8 @@ mod tests {
     #[test]
     fn a_request_that_panics_fails_by_itself_and_is_logged_with_its_id() {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
-        let work = caught(RequestId::new(7), async { panic!("hunter2") });
+        let work = pin!(async { panic!("hunter2") });
+        let work = caught(RequestId::new(7), work);
         let mut ended = None;
         let lines = logged(|| ended = Some(runtime.unwrap().block_on(work)));
         assert_eq!(ended.unwrap().unwrap_err().kind(), Kind::Internal);

@@ -3,25 +3,35 @@
 //! One loop serves every listener: HTTP/1.1 and HTTP/2 in plain text, each connection in a task of
 //! its own. A connection that never speaks, speaks too slowly, or has silently gone is closed; none
 //! holds up another.
+//!
+//! Most requests are answered in a few microseconds, which is less than it costs to hand them to
+//! another task and to write each answer by itself. So the requests that one reading brought are
+//! answered [one after another](InTurn) by the connection's own task, until one of them has to wait,
+//! and their answers leave [together](Corked).
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use axum::body::Body;
+use bytes::{Buf, BytesMut};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::rt::Executor;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+use crate::server::front::Body;
 
 /// How long a client may take to send its first bytes.
 const FIRST_WORDS: Duration = Duration::from_secs(10);
@@ -65,7 +75,6 @@ pub(super) async fn serve(
     drain: Duration,
 ) {
     let answer = Arc::new(answer);
-    let builder = Arc::new(builder());
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
@@ -80,7 +89,7 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let (answer, builder) = (Arc::clone(&answer), Arc::clone(&builder));
+        let answer = Arc::clone(&answer);
         let watcher = graceful.watcher();
         let stop = stop.clone();
         tokio::spawn(async move {
@@ -97,12 +106,24 @@ pub(super) async fn serve(
                     Ok::<_, Infallible>(answered)
                 }
             });
-            let io = Counted::new(stream);
-            let read = Arc::clone(&io.read);
-            let connection = builder
-                .serve_connection(TokioIo::new(io), service)
-                .into_owned();
-            let connection = watcher.watch(connection);
+            let turn = InTurn::default();
+            let io = Corked::new(stream, turn.clone());
+            let (read, out) = (Arc::clone(&io.read), Arc::clone(&io.out));
+            let builder = builder(turn.clone());
+            let connection = builder.serve_connection(TokioIo::new(io), service);
+            let mut connection = pin!(watcher.watch(connection.into_owned()));
+            let connection = poll_fn(move |context| {
+                turn.begin();
+                let polled = connection.as_mut().poll(context);
+                let mut out = lock(&out);
+                out.next = Out::TOGETHER;
+                match out.send(context) {
+                    Poll::Ready(Err(error)) if polled.is_pending() => {
+                        Poll::Ready(Err(error.into()))
+                    }
+                    _ => polled,
+                }
+            });
             let ended = tokio::select! {
                 ended = connection => ended,
                 () = silence(&read) => return,
@@ -165,8 +186,8 @@ impl Drop for Place {
     }
 }
 
-fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn builder(turn: InTurn) -> Builder<InTurn> {
+    let mut builder = Builder::new(turn);
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -182,22 +203,122 @@ fn builder() -> Builder<TokioExecutor> {
     builder
 }
 
-/// A socket that counts the bytes that were read from it.
-struct Counted {
-    stream: TcpStream,
-    read: Arc<AtomicUsize>,
+/// Runs a request where it came in, and only one that has to wait in a task of its own.
+///
+/// A connection that sends without end would hold its thread: after [`Self::TURN`] requests in one
+/// turn of the connection the others get tasks.
+#[derive(Clone, Debug, Default)]
+struct InTurn(Arc<AtomicUsize>);
+
+impl InTurn {
+    /// How many requests are answered in one turn of a connection.
+    const TURN: usize = 64;
+
+    /// Begins another turn.
+    fn begin(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// How many requests this turn has brought.
+    fn requests(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
-impl Counted {
-    fn new(stream: TcpStream) -> Self {
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for InTurn {
+    fn execute(&self, work: F) {
+        let mut work = Box::pin(work);
+        if self.0.fetch_add(1, Ordering::Relaxed) < Self::TURN {
+            // Nobody needs to be woken: what is not done now is looked at again as a task.
+            let mut context = Context::from_waker(Waker::noop());
+            if work.as_mut().poll(&mut context).is_ready() {
+                return;
+            }
+        }
+        tokio::spawn(work);
+    }
+}
+
+/// A socket that keeps what is written to it until there are several answers or the connection's
+/// turn is over, and counts the bytes that were read from it.
+///
+/// The HTTP library flushes after each answer, which would ask the system once for each. So flushing
+/// seldom does anything here, and whoever polls the connection [sends](Out::send) afterwards what is
+/// left.
+struct Corked {
+    stream: OwnedReadHalf,
+    read: Arc<AtomicUsize>,
+    out: Arc<Mutex<Out>>,
+    turn: InTurn,
+}
+
+/// What is to be sent.
+struct Out {
+    stream: OwnedWriteHalf,
+    bytes: BytesMut,
+    /// After how many requests of this turn something is sent before its end.
+    next: usize,
+}
+
+impl Out {
+    /// How many answers leave together. Were it all that a turn brings, a client would have nothing
+    /// to do while its requests are answered, and the server nothing while the client reads.
+    const TOGETHER: usize = 4;
+
+    /// How many bytes may wait. A client that does not read is not written for.
+    const MOST: usize = 64 * 1024;
+
+    /// How many bytes of memory are kept while nothing is to be sent.
+    const KEPT: usize = 16 * 1024;
+
+    /// Sends what has come together.
+    fn send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.bytes.is_empty() {
+            let stream = Pin::new(&mut self.stream);
+            let sent = ready!(stream.poll_write(context, &self.bytes))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.bytes.advance(sent);
+        }
+        if self.bytes.capacity() > Self::KEPT {
+            self.bytes = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Makes room, if the most that may wait is waiting.
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.bytes.len() < Self::MOST {
+            return Poll::Ready(Ok(()));
+        }
+        self.send(context)
+    }
+}
+
+impl Corked {
+    fn new(stream: TcpStream, turn: InTurn) -> Self {
+        let (stream, out) = stream.into_split();
+        let out = Out {
+            stream: out,
+            bytes: BytesMut::new(),
+            next: Out::TOGETHER,
+        };
         Self {
             stream,
             read: Arc::default(),
+            out: Arc::new(Mutex::new(out)),
+            turn,
         }
     }
 }
 
-impl AsyncRead for Counted {
+/// The connection's task alone takes the lock, so nobody waits for it.
+fn lock(out: &Mutex<Out>) -> MutexGuard<'_, Out> {
+    out.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl AsyncRead for Corked {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -211,33 +332,51 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for Corked {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let mut out = lock(&self.out);
+        ready!(out.poll_room(context))?;
+        out.bytes.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let mut out = lock(&self.out);
+        ready!(out.poll_room(context))?;
+        let before = out.bytes.len();
+        for slice in slices {
+            out.bytes.extend_from_slice(slice);
+        }
+        Poll::Ready(Ok(out.bytes.len() - before))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    /// Sends the answers to some of many requests, and otherwise nothing: the turn is not over.
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let requests = self.turn.requests();
+        let mut out = lock(&self.out);
+        if requests < out.next {
+            return Poll::Ready(Ok(()));
+        }
+        out.next = requests + Out::TOGETHER;
+        out.send(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut out = lock(&self.out);
+        ready!(out.send(context))?;
+        Pin::new(&mut out.stream).poll_shutdown(context)
     }
 }
 
@@ -312,12 +451,70 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn a_request_that_waits_holds_up_no_other_of_its_connection() {
+        let (stream, _stop) = connected().await;
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let (waits, _) = client.send_request(get("/waits"), true).unwrap();
+        let mut client = client.ready().await.unwrap();
+        let (fine, _) = client.send_request(get("/fine"), true).unwrap();
+        tokio::select! {
+            biased;
+            answer = waits => panic!("{answer:?}"),
+            answer = fine => assert_eq!(answer.unwrap().status(), 200),
+        }
+    }
+
+    #[tokio::test]
+    async fn more_requests_than_one_turn_has_are_all_answered() {
+        let (stream, _stop) = connected().await;
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        let mut asked = Vec::new();
+        // None is sent before the connection runs, and then all are.
+        for _ in 0..3 * InTurn::TURN {
+            let (answer, _) = client.send_request(get("/fine"), true).unwrap();
+            asked.push(answer);
+            client = client.ready().await.unwrap();
+        }
+        tokio::spawn(connection);
+        for answer in asked {
+            assert_eq!(answer.await.unwrap().status(), 200);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_reaches_a_client_that_reads_slowly_and_whole() {
+        let (mut client, _stop) = connected().await;
+        let request = b"GET /long HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        // The sockets' own buffers are full before anything is read.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.ends_with(LONG), "{} bytes", answer.len());
+    }
+
+    const LONG: &[u8] = &[7; 32 * 1024 * 1024];
+
+    fn get(path: &str) -> Request<()> {
+        let uri = format!("http://localhost{path}");
+        Request::get(uri).body(()).unwrap()
+    }
+
     #[derive(Debug)]
     struct Fine;
 
     impl Answer for Fine {
-        async fn answer(&self, _: Request<Incoming>) -> Response<Body> {
-            Response::default()
+        async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+            let body = match request.uri().path() {
+                "/waits" => std::future::pending().await,
+                "/long" => LONG.into(),
+                _ => axum::body::Body::empty(),
+            };
+            Response::new(Body::Other(body))
         }
     }
 

@@ -240,7 +240,7 @@ impl Server {
             routes = reflect(routes)?;
         }
         let direct = gateway::Direct::new(Arc::<grpc::Server>::clone(&service));
-        let rest = gateway::router(Arc::clone(&service), service);
+        let rest = gateway::router(Arc::clone(&service), Arc::clone(&service));
 
         let serving_at = ServingAt {
             grpc: Some(place(&listeners.grpc)),
@@ -250,7 +250,7 @@ impl Server {
         let (draining, drain) = watch::channel(false);
         let readiness = Readiness::new(Arc::clone(&self.kms.store));
         let grpc = routes.prepare().into_axum_router();
-        let grpc = Front::grpc(Arc::clone(&common), grpc);
+        let grpc = Front::grpc(Arc::clone(&common), grpc, service);
         let rest = Front::rest(common, rest, direct);
         let patience = self.shutdown.drain;
         let serving = [
