@@ -13,6 +13,7 @@ use std::task::{self, Poll, Waker};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use kmsgate::crypto::aws_lc::AwsLc;
 use kmsgate::crypto::root::{Root, RootKey};
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::crypto::{KeyPair, OpenKey, Provider, Symmetric, VersionName};
@@ -41,7 +42,10 @@ pub fn root() -> RootKey {
 /// Every provider in software.
 pub fn providers() -> Vec<Box<dyn Provider>> {
     let root: Arc<dyn Root> = Arc::new(root());
-    vec![Box::new(RustCrypto::new(root))]
+    vec![
+        Box::new(AwsLc::new(Arc::clone(&root))),
+        Box::new(RustCrypto::new(root)),
+    ]
 }
 
 /// The first version of [`KEY_ID`].
