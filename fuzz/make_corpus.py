@@ -87,9 +87,11 @@ def oaep():
 
 def material():
     rsa, sm2 = der(VECTORS / "rsa_2048.pem"), der(VECTORS / "sm2.pem")
+    long = der(VECTORS / "rsa_3072.pem")
     put("key_material", aes=b"\0" + bytes(32), short=b"\0" + bytes(31), rsa_2048=b"\x02" + rsa,
-        rsa_3072=b"\x04" + der(VECTORS / "rsa_3072.pem"), sm2=b"\x08" + sm2, other=b"\x08" + rsa,
-        sealed=b"\x01\x01" + bytes(80), sealed_rsa=b"\x03\x01" + bytes(300))
+        rsa_3072=b"\x04" + long, sm2=b"\x08" + sm2, other=b"\x08" + rsa,
+        sealed=b"\x01\x01" + bytes(80), sealed_rsa=b"\x03\x01" + bytes(300),
+        rsa_3072_wrong_qinv=b"\x04" + long[:-1] + bytes([long[-1] ^ 1]))
 
 
 def bodies():

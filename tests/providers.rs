@@ -18,6 +18,8 @@ use kmsgate::domain::key::{Family, KeySpec, KeyVersion};
 use kmsgate::domain::secret::{Material, Plaintext};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use rsa::pkcs1::RsaPrivateKeyRef;
+use rsa::pkcs8::PrivateKeyInfoRef;
 use serde::Deserialize;
 
 /// One line here puts a provider through every case.
@@ -42,6 +44,7 @@ macro_rules! battery {
                 a_damaged_sealed_key_does_not_open
                 a_sealed_key_opens_as_itself_alone
                 seals_only_what_is_a_key_of_the_spec
+                seals_no_rsa_key_with_a_wrong_number
                 prints_no_secret
                 rsa_takes_numbers_below_the_modulus_alone
                 sm2_takes_one_encoding_and_points_of_the_curve_alone
@@ -393,6 +396,34 @@ fn seals_only_what_is_a_key_of_the_spec(provider: &dyn Provider) {
         assert_eq!(sealed.is_ok(), is_key, "{spec:?}: {why}");
         let unsupported = matches!(sealed, Err(ProviderError::Unsupported));
         assert!(is_key || unsupported, "{spec:?}: {why}");
+    }
+}
+
+/// Every provider must refuse the same keys: what one seals, others open.
+fn seals_no_rsa_key_with_a_wrong_number(provider: &dyn Provider) {
+    for spec in supported(provider).filter(|spec| spec.family() == Family::Rsa) {
+        let rsa = material(spec).expose().to_vec();
+        let info = PrivateKeyInfoRef::try_from(&rsa[..]).unwrap();
+        let key = RsaPrivateKeyRef::try_from(info.private_key.as_bytes()).unwrap();
+        for (number, why) in [
+            (&key.modulus, "n"),
+            (&key.public_exponent, "e"),
+            (&key.private_exponent, "d"),
+            (&key.prime1, "p"),
+            (&key.prime2, "q"),
+            (&key.exponent1, "dP"),
+            (&key.exponent2, "dQ"),
+            (&key.coefficient, "qInv"),
+        ] {
+            let number = number.as_bytes();
+            let at = rsa.windows(number.len()).position(|part| part == number);
+            // Neither the first octet, so that the number stays in its range, nor the last, so that
+            // it stays odd.
+            let wrong = changed(&rsa, at.unwrap() + number.len() / 2);
+            let sealed = provider.seal(&name(spec), &Material::new(wrong));
+            let unsupported = matches!(sealed, Err(ProviderError::Unsupported));
+            assert!(unsupported, "{spec:?}: {why}");
+        }
     }
 }
 

@@ -30,6 +30,7 @@ pub mod aws_lc;
 pub mod pkcs11;
 pub mod pool;
 pub mod root;
+mod rsa;
 pub mod rustcrypto;
 
 /// A source of keys: a software library, or a hardware module.

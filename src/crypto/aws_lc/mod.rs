@@ -10,6 +10,7 @@ use aws_lc_rs::rsa::KeySize;
 
 use crate::crypto::aes::Aes;
 use crate::crypto::root::Root;
+use crate::crypto::rsa::read;
 use crate::crypto::{OpenKey, Provider, ProviderError, SealedKey, VersionName};
 use crate::domain::key::{Family, KeySpec};
 use crate::domain::secret::Material;
@@ -58,6 +59,12 @@ impl Provider for AwsLc {
     }
 
     fn seal(&self, name: &VersionName, material: &Material) -> Result<SealedKey, ProviderError> {
+        // AWS-LC takes keys that the other providers refuse, such as one with a longer and a shorter
+        // prime.
+        if let Some(bits) = name.spec.rsa_bits() {
+            let bits = u32::try_from(bits).map_err(|_| ProviderError::Unsupported)?;
+            read(bits, material).ok_or(ProviderError::Unsupported)?;
+        }
         ready(name, material).ok_or(ProviderError::Unsupported)?;
         self.root.seal(name, material)
     }

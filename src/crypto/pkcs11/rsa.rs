@@ -26,12 +26,13 @@ use getrandom::SysRng;
 use rsa::pkcs8::{DecodePublicKey, EncodePublicKey, PrivateKeyInfoRef};
 use rsa::sha2::Sha256;
 use rsa::traits::PublicKeyParts;
-use rsa::{BoxedUint, PrivateKey, PublicKey, pkcs1};
+use rsa::{BoxedUint, PublicKey, pkcs1};
 use zeroize::Zeroize;
 
 use crate::crypto::pkcs11::session::find;
 use crate::crypto::pkcs11::{Fault, Module, ModuleError};
 use crate::crypto::root::Root;
+use crate::crypto::rsa::read;
 use crate::crypto::{KeyPair, OpenKey, Place, Provider, ProviderError, SealedKey, VersionName};
 use crate::domain::key::KeySpec;
 use crate::domain::secret::{Material, Plaintext};
@@ -150,17 +151,11 @@ impl Provider for TokenRsa {
         let unsupported = || ProviderError::Unsupported;
         let bits = bits(name.spec).ok_or_else(unsupported)?;
         let info = PrivateKeyInfoRef::try_from(material.expose()).map_err(|_| unsupported())?;
-        if info.algorithm.oid != pkcs1::ALGORITHM_OID {
-            return Err(unsupported());
-        }
         let parts = pkcs1::RsaPrivateKeyRef::try_from(info.private_key.as_bytes());
         let parts = parts.map_err(|_| unsupported())?;
-        // The library checks that the numbers belong together.
-        let key = PrivateKey::try_from(info).map_err(|_| unsupported())?;
+        // Modules need not check that the numbers belong together.
+        let key = read(bits, material).ok_or_else(unsupported)?;
         let public = key.as_public_key();
-        if !is_fit(public, bits) {
-            return Err(unsupported());
-        }
         let id = new_id()?;
         self.module.write(|session| {
             let mut template = objects(name, &id);

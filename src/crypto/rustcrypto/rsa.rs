@@ -9,11 +9,11 @@
 //! by somebody who knows the plaintext.
 
 use getrandom::SysRng;
-use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, PrivateKeyInfoRef};
+use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey};
 use rsa::sha2::Sha256;
-use rsa::traits::PublicKeyParts;
-use rsa::{BoxedUint, Error, PrivateKey, pkcs1};
+use rsa::{Error, PrivateKey};
 
+use crate::crypto::rsa::read;
 use crate::crypto::{KeyPair, Place, ProviderError};
 use crate::domain::secret::{Material, Plaintext};
 
@@ -39,15 +39,7 @@ pub(super) struct Rsa {
 impl Rsa {
     /// Reads and checks the material, if it is a key with a modulus of `bits` bits.
     pub(super) fn new(bits: u32, material: &Material) -> Option<Self> {
-        let info = PrivateKeyInfoRef::try_from(material.expose()).ok()?;
-        // The crate would also take a key that is restricted to PSS signatures (RFC 4055).
-        if info.algorithm.oid != pkcs1::ALGORITHM_OID {
-            return None;
-        }
-        let key = PrivateKey::try_from(info).ok()?;
-        if key.n().bit_width() != bits || *key.e() != BoxedUint::from(65537u32) {
-            return None;
-        }
+        let key = read(bits, material)?;
         let public_key = key.as_public_key().to_public_key_der().ok()?.into_vec();
         Some(Self { key, public_key })
     }
