@@ -4,13 +4,12 @@
 //! thread either would hold up every request behind it, so they queue here, and a symmetric call
 //! never waits for them.
 //!
-//! Nor does it share its core with them: the threads have the lowest priority that any user may
-//! give, so what is woken to answer a symmetric call runs at once, and they have the time that it
-//! leaves.
+//! Nor does it share its core with them as with an equal: the threads have a low priority, so what is
+//! woken to answer a symmetric call runs soon, and they have the time that it leaves.
 
 use std::sync::Arc;
 
-use rustix::process::setpriority_process;
+use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::{Semaphore, oneshot};
 
 /// Threads that compute, and a bounded queue in front of them.
@@ -61,15 +60,17 @@ impl Pool {
     }
 }
 
-/// The least that a thread can ask for (setpriority(2)). It is not nothing: one that competes for a
-/// core with a thread of ordinary priority still has a seventieth of it.
-const LOWEST: i32 = 19;
+/// A low priority, as setpriority(2) counts. A thread that has it and competes for a core with one of
+/// ordinary priority has a tenth of it. The lowest, 19, would leave it a seventieth: where symmetric
+/// calls keep a core busy, no RSA decryption would be done within its deadline.
+const LOW: i32 = 10;
 
-/// Gives the calling thread the lowest priority.
+/// Gives the calling thread a low priority.
 fn step_back() {
-    // Priorities are of threads on Linux, and none means the calling one. It may have a low one
-    // already, and asking for less is always allowed.
-    if let Err(error) = setpriority_process(None, LOWEST) {
+    // Priorities are of threads on Linux, and none means the calling one. It may have a lower one
+    // already; asking for less is always allowed.
+    let lower = getpriority_process(None).and_then(|own| setpriority_process(None, own.max(LOW)));
+    if let Err(error) = lower {
         tracing::warn!(%error, "a thread of the cpu pool keeps its priority");
     }
 }
@@ -99,7 +100,6 @@ pub enum PoolError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::getpriority_process;
     use std::sync::mpsc;
 
     #[tokio::test]
@@ -131,7 +131,7 @@ mod tests {
         let own = priority();
         let pool = Pool::new(2, 2).unwrap();
         for _ in 0..4 {
-            assert_eq!(pool.run(priority).await, Ok(LOWEST));
+            assert_eq!(pool.run(priority).await, Ok(own.max(LOW)));
         }
         assert_eq!(priority(), own);
         assert_eq!(briefly(priority).await, Ok(own));
