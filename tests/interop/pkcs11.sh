@@ -106,9 +106,9 @@ battery() {
     cargo test --quiet --features pkcs11 --test providers -- "$2" 2>&1) || fail "$seen"
   contains "the battery of $1" "test result: ok. $3 passed" "$seen"
 }
-battery "$softhsm" under_a_root_key_in_a_token 21
+battery "$softhsm" under_a_root_key_in_a_token 22
 ok "the battery passes with the root key in SoftHSM"
-battery "$libkryoptic" token:: 42
+battery "$libkryoptic" token:: 44
 ok "the battery passes with the root key, and with RSA keys, in kryoptic"
 
 # SoftHSM has the root key.
