@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use kmsgate::auth::aksk::AccessKeys;
 use kmsgate::auth::file::{FileError, Refresh};
 use kmsgate::auth::token::{Entry, Tokens, hash};
-use kmsgate::auth::{AuthError, Authenticator, Chain, Evidence};
+use kmsgate::auth::{AuthError, Authenticator, Chain, Evidence, Peer};
 use kmsgate::domain::caller::{Action, Caller};
 use kmsgate::domain::time::{Clock, Timestamp};
 
@@ -709,9 +709,12 @@ impl Request {
             uri: &self.uri,
             headers: &self.headers,
             body: self.body.as_deref().map(str::as_bytes),
+            peer: &PEER,
         }
     }
 }
+
+static PEER: Peer = Peer::UNIX;
 
 async fn ask(
     authenticator: &impl Authenticator,

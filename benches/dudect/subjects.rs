@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue, Method, Uri};
 use kmsgate::auth::aksk::AccessKeys;
 use kmsgate::auth::token;
 use kmsgate::auth::token::Tokens;
-use kmsgate::auth::{AuthError, Authenticator, Evidence};
+use kmsgate::auth::{AuthError, Authenticator, Evidence, Peer};
 use kmsgate::crypto::aws_lc::AwsLc;
 use kmsgate::crypto::root::{Root, RootKey};
 use kmsgate::crypto::rustcrypto::RustCrypto;
@@ -284,6 +284,7 @@ fn refuses(authenticator: &dyn Authenticator, headers: &HeaderMap, body: Option<
         uri: &Uri::from_static("/"),
         headers,
         body,
+        peer: &Peer::UNIX,
     };
     let mut answer = pin!(authenticator.authenticate(&request));
     // It has nothing to wait for.

@@ -8,11 +8,13 @@ use std::sync::{Arc, LazyLock};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use kmsgate::auth::aksk::AccessKeys;
 use kmsgate::auth::token::{Entry, Tokens};
-use kmsgate::auth::{AuthError, Authenticator, Chain, Evidence};
+use kmsgate::auth::{AuthError, Authenticator, Chain, Evidence, Peer};
 use kmsgate_fuzz::{Scratch, Still, now};
 use libfuzzer_sys::fuzz_target;
 
 const TOKEN: &[u8] = b"known-token";
+
+static PEER: Peer = Peer::UNIX;
 
 static CHAIN: LazyLock<Chain> = LazyLock::new(|| {
     let file = Scratch::new();
@@ -52,6 +54,7 @@ fuzz_target!(|data: &[u8]| {
         uri: &uri,
         headers: &headers,
         body,
+        peer: &PEER,
     };
     let signs = CHAIN.signs_body(&headers);
     for body in [None, Some(body)] {

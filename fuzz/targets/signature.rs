@@ -9,7 +9,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::{HeaderMap, Method, Uri};
 use kmsgate::auth::aksk::AccessKeys;
-use kmsgate::auth::{Authenticator, Evidence};
+use kmsgate::auth::{Authenticator, Evidence, Peer};
 use kmsgate_fuzz::{Scratch, Still, byte, now, part};
 use libfuzzer_sys::fuzz_target;
 use sha2::{Digest, Sha256};
@@ -92,6 +92,7 @@ impl Asked {
             uri: &self.uri,
             headers: &headers,
             body: Some(&self.body),
+            peer: &Peer::UNIX,
         };
         assert!(KEYS.signs_body(&headers));
         now(KEYS.authenticate(&evidence)).is_ok_and(|caller| caller.is_some())

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use http::{HeaderMap, HeaderValue, Method, Uri};
 use kmsgate::auth::token::{Entry, Tokens};
-use kmsgate::auth::{Authenticator, Evidence};
+use kmsgate::auth::{Authenticator, Evidence, Peer};
 use kmsgate_fuzz::{Scratch, Still, byte, now, part};
 use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
@@ -75,6 +75,7 @@ fn made(name: &[u8], project: &[u8], action: &[u8], token: &[u8]) {
         uri: &Uri::from_static("/"),
         headers: &headers,
         body: None,
+        peer: &Peer::UNIX,
     };
     if token.is_empty() {
         assert!(now(tokens.authenticate(&evidence)).is_err());

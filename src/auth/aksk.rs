@@ -493,6 +493,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::auth::Peer;
 
     #[test]
     fn the_signature_is_the_one_of_the_published_example() {
@@ -674,6 +675,7 @@ mod tests {
                     uri: &Uri::from_static("/"),
                     headers: &headers,
                     body: Some(b""),
+                    peer: &Peer::UNIX,
                 };
                 if let Ok(Some(header)) = find(&headers) && let Ok(claim) = Claim::parse(header) {
                     let _ = claim.signed_text(&request, b"", Timestamp(0));

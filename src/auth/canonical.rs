@@ -67,6 +67,7 @@ pub(super) fn request(
         uri,
         headers,
         body: _,
+        peer: _,
     } = request;
     let mut form = head(method, uri).into_bytes();
     for name in signed.0.split(';') {
@@ -192,6 +193,7 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::*;
+    use crate::auth::Peer;
 
     #[test]
     fn the_form_is_the_one_of_the_published_example() {
@@ -207,6 +209,7 @@ mod tests {
             uri: &uri.parse().unwrap(),
             headers: &headers,
             body: Some(b""),
+            peer: &Peer::UNIX,
         };
         let signed = SignedHeaders::parse("content-type;host;x-sdk-date").unwrap();
         let payload = hex::encode(&Sha256::digest(b"").into());

@@ -9,6 +9,7 @@
 //! Implement [`Authenticator`] in one file and put it into the chain that `server` builds.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -47,6 +48,20 @@ pub struct Evidence<'a> {
     pub headers: &'a HeaderMap,
     /// The whole body, where a credential [signs](Authenticator::signs_body) it. gRPC never has it.
     pub body: Option<&'a [u8]>,
+    /// Who sent it.
+    pub peer: &'a Peer,
+}
+
+/// The other end of a connection: what all its requests have in common.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address; none on a Unix socket.
+    pub address: Option<SocketAddr>,
+}
+
+impl Peer {
+    /// The other end of a Unix socket, of which nothing is known.
+    pub const UNIX: Self = Self { address: None };
 }
 
 /// Authenticators in the order in which they are asked.

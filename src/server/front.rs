@@ -27,7 +27,7 @@ use tonic::{Code, Status};
 use tower::Service;
 
 use crate::audit::{Event, Outcome};
-use crate::auth::{Chain, Evidence};
+use crate::auth::{Chain, Evidence, Peer};
 use crate::config::Limits;
 use crate::domain::caller::{Action, Caller};
 use crate::domain::request::RequestId;
@@ -246,6 +246,7 @@ impl Front {
     /// Lets a request through to the face. Notes its context as soon as its caller is known.
     async fn pass(
         &self,
+        peer: &Peer,
         request: Request<Incoming>,
         id: RequestId,
         context: &OnceLock<Arc<Context>>,
@@ -255,7 +256,7 @@ impl Front {
             return Err(Kind::HeadersTooLong.into());
         }
         let body = self.look_at(&parts, body).await?;
-        self.admit(&mut parts, &body, id, context).await?;
+        self.admit(peer, &mut parts, &body, id, context).await?;
         let open = self.is_open(parts.uri.path());
         // After the credentials: nobody unknown can take the places of callers, and what needs no
         // credential takes none.
@@ -337,6 +338,7 @@ impl Front {
     /// Lets in a request whose credential is good, and notes its caller.
     async fn admit(
         &self,
+        peer: &Peer,
         parts: &mut Parts,
         body: &Ahead,
         id: RequestId,
@@ -355,6 +357,7 @@ impl Front {
             uri: &parts.uri,
             headers: &parts.headers,
             body: body.whole(),
+            peer,
         };
         let caller = guard.chain.authenticate(&evidence).await?;
         let known = Arc::new(Context {
@@ -465,7 +468,7 @@ impl http_body::Body for Body {
 }
 
 impl Answer for Front {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
         let common = &*self.common;
         let begun = Instant::now();
         let id = common.request_id();
@@ -478,7 +481,7 @@ impl Answer for Front {
             Ok(limit) if begun.elapsed() >= limit => Err(Kind::DeadlineExceeded.into()),
             Ok(limit) => {
                 let in_time = {
-                    let work = pin!(self.pass(request, id, &context));
+                    let work = pin!(self.pass(peer, request, id, &context));
                     tokio::time::timeout(limit, caught(id, work)).await
                 };
                 in_time.unwrap_or_else(|_| {

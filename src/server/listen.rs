@@ -31,6 +31,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::auth::Peer;
 use crate::server::front::Body;
 
 /// How long a client may take to send its first bytes.
@@ -63,8 +64,12 @@ const EXHAUSTED: Duration = Duration::from_millis(50);
 
 /// Answers requests.
 pub(super) trait Answer: Send + Sync + 'static {
-    /// Answers one request.
-    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+    /// Answers one request of `peer`.
+    fn answer(
+        &self,
+        peer: &Peer,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// Serves `listener` until `stop` turns true, then lets open requests end within `drain`.
@@ -81,8 +86,8 @@ pub(super) async fn serve(
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(EXHAUSTED).await;
@@ -97,11 +102,16 @@ pub(super) async fn serve(
             let _ = stream.set_nodelay(true);
             let in_work = Arc::new(AtomicUsize::new(0));
             let counted = Arc::clone(&in_work);
+            let peer = Peer {
+                address: Some(address),
+            };
+            let shared = Arc::new((answer, peer));
             let service = service_fn(move |request| {
-                let answer = Arc::clone(&answer);
+                let shared = Arc::clone(&shared);
                 let place = Place::take(&counted);
                 async move {
-                    let answered = answer.answer(request).await;
+                    let (answer, peer) = &*shared;
+                    let answered = answer.answer(peer, request).await;
                     drop(place);
                     Ok::<_, Infallible>(answered)
                 }
@@ -508,7 +518,7 @@ mod tests {
     struct Fine;
 
     impl Answer for Fine {
-        async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        async fn answer(&self, _: &Peer, request: Request<Incoming>) -> Response<Body> {
             let body = match request.uri().path() {
                 "/waits" => std::future::pending().await,
                 "/long" => LONG.into(),
