@@ -21,6 +21,7 @@
 //!
 //! A new operation is a row in [`router`], a reader in `request` and a writer in `response`.
 
+mod base64;
 mod direct;
 mod json;
 mod refusal;

@@ -7,10 +7,8 @@
 
 use std::ops::RangeInclusive;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-
 use crate::error::{Error, Kind};
+use crate::gateway::base64;
 use crate::gateway::json::{Text, members};
 use crate::grpc::pb;
 use crate::grpc::pb::encrypt_data_request::Plaintext;
@@ -43,7 +41,7 @@ impl FromJson for pb::EncryptDataRequest {
         let plaintext = match (plain_text, plain_bytes) {
             (Some(text), None) => Some(Plaintext::PlainText(text.into_string())),
             (None, Some(bytes)) => {
-                let bytes = STANDARD.decode(&*bytes);
+                let bytes = base64::decode(&bytes);
                 let bytes = bytes.map_err(|_| Error::from(Kind::InvalidPlaintext))?;
                 Some(Plaintext::PlainBytes(bytes))
             }
@@ -78,9 +76,9 @@ impl FromJson for pb::DecryptDataRequest {
         )?;
         let cipher_text = match cipher_text.as_deref() {
             None | Some("") => Vec::new(),
-            Some(text) if CIPHER_TEXT.contains(&text.len()) => STANDARD
-                .decode(text)
-                .map_err(|_| Error::from(Kind::InvalidCiphertext))?,
+            Some(text) if CIPHER_TEXT.contains(&text.len()) => {
+                base64::decode(text).map_err(|_| Error::from(Kind::InvalidCiphertext))?
+            }
             Some(_) => return Err(Kind::InvalidCiphertext.into()),
         };
         Ok(Self {

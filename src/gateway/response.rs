@@ -6,13 +6,12 @@
 use std::fmt::Display;
 
 use axum::body::Body;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response};
 use serde::{Serialize, Serializer};
 use zeroize::Zeroize;
 
+use crate::gateway::base64;
 use crate::grpc::pb;
 
 /// The media type of every answer.
@@ -38,7 +37,7 @@ pub(super) trait IntoJson {
 impl IntoJson for pb::EncryptDataResponse {
     fn into_json(self) -> Option<Vec<u8>> {
         let cipher_text = (!self.cipher_text.is_empty()).then_some(&self.cipher_text)?;
-        let json = Object::with_room(encoded(cipher_text))
+        let json = Object::with_room(base64::length(cipher_text.len()))
             .text("key_id", filled(&self.key_id)?)?
             .base64("cipher_text", cipher_text)?;
         Some(json.end())
@@ -50,7 +49,7 @@ impl IntoJson for pb::DecryptDataResponse {
         let same = self.plain_text.is_empty() || self.plain_text.as_bytes() == self.plain_bytes;
         let body = filled(&self.key_id).filter(|_| same).and_then(|key_id| {
             // Escapes may need more; then the buffer grows.
-            let room = encoded(&self.plain_bytes) + self.plain_text.len() * 5 / 3;
+            let room = base64::length(self.plain_bytes.len()) + self.plain_text.len() * 5 / 3;
             let json = Object::with_room(room)
                 .text("key_id", key_id)?
                 .text("plain_text", &self.plain_text)?
@@ -314,9 +313,9 @@ impl Object {
         self.name(name);
         self.0.push(b'"');
         let begin = self.0.len();
-        self.0.resize(begin + encoded(bytes), 0);
+        self.0.resize(begin + base64::length(bytes.len()), 0);
         let room = self.0.get_mut(begin..)?;
-        STANDARD.encode_slice(bytes, room).ok()?;
+        base64::encode(bytes, room).ok()?;
         self.0.push(b'"');
         Some(self)
     }
@@ -336,11 +335,6 @@ impl Object {
     }
 }
 
-/// How long bytes are in Base64.
-const fn encoded(bytes: &[u8]) -> usize {
-    bytes.len().div_ceil(3) * 4
-}
-
 /// A value, told as text; none is `""`.
 struct Text<T>(Option<T>);
 
@@ -355,6 +349,8 @@ impl<T: Display> Serialize for Text<T> {
 
 #[cfg(test)]
 mod tests {
+    use ::base64::Engine;
+    use ::base64::engine::general_purpose::STANDARD;
     use proptest::prelude::any;
     use proptest::{prop_assert_eq, proptest};
     use serde_json::{Value, json};
