@@ -208,7 +208,7 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// Keys that are held opened in memory.
     pub opened_keys: NonZeroUsize,
-    /// Threads for private RSA operations, SM2 and making keys; one per core if absent.
+    /// Threads for private operations and making keys; one per core if absent.
     pub cpu_threads: Option<NonZeroUsize>,
     /// Such operations that may wait for a thread; more are refused at once.
     pub cpu_queue: NonZeroUsize,

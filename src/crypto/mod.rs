@@ -143,7 +143,7 @@ pub trait KeyPair: Send + Sync {
     /// The public half as SubjectPublicKeyInfo in DER (RFC 5280, section 4.1.2.7).
     fn public_key(&self) -> &[u8];
 
-    /// Where [`encrypt`](Self::encrypt) is to be called.
+    /// Where [`encrypt`](Self::encrypt) is to be called next: a key may ready itself at the first.
     fn encrypts(&self) -> Place;
 
     /// Where [`decrypt`](Self::decrypt) is to be called.
