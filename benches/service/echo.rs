@@ -15,13 +15,15 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::post;
 use axum::serve::ListenerExt;
+use clap::ValueEnum;
 use kmsgate::grpc::pb::crypto_service_server::CryptoService;
 use kmsgate::grpc::pb::crypto_service_server::CryptoServiceServer;
 use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
 use kmsgate::grpc::pb::{
     DecryptDataRequest, DecryptDataResponse, EncryptDataRequest, EncryptDataResponse,
 };
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
+use tokio::runtime::Builder;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
@@ -36,27 +38,74 @@ pub(crate) const KEY_ID: &str = "0d0466b0-e727-4d9c-b35d-f84bb474a37f";
 pub(crate) const PROJECT: &str = "53d1aefc533f4ce9a59c26b01667cbcf";
 pub(crate) const TOKEN: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// How an echo's runtimes stand on the cores.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Placement {
+    /// One runtime, with a thread for each core; a thread that has nothing to do takes from others. As kmsgate's.
+    #[value(name = "echo")]
+    Shared,
+    /// One runtime of one thread.
+    #[value(name = "echo-single")]
+    Single,
+    /// A runtime of one thread for each core. Each listens on the same ports, and the kernel deals out connections
+    /// (`SO_REUSEPORT`).
+    #[value(name = "echo-per-core")]
+    PerCore,
+}
+
+impl Placement {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
 /// Serves until standard input closes, which it does when the benchmark ends, however it ends. Prints where it listens:
-/// `GRPC-PORT REST-PORT`. The arguments are the sizes of plaintext to know answers for.
-pub(crate) fn serve(sizes: impl Iterator<Item = String>) -> Outcome<()> {
-    let sizes = sizes
+/// `GRPC-PORT REST-PORT`. The arguments are the placement, and the sizes of plaintext to know answers for.
+pub(crate) fn serve(mut arguments: impl Iterator<Item = String>) -> Outcome<()> {
+    let placement = arguments.next().unwrap_or_default();
+    let placement = Placement::from_str(&placement, false)?;
+    let sizes = arguments
         .map(|size| size.parse())
         .collect::<Result<Vec<usize>, _>>()?;
     thread::spawn(|| {
         let ended = io::stdin().read_to_end(&mut Vec::new()).is_ok();
         process::exit(if ended { 0 } else { 1 });
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let grpc = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let rest = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        println!(
-            "{} {}",
-            grpc.local_addr()?.port(),
-            rest.local_addr()?.port()
-        );
+    let sockets = [socket(0)?, socket(0)?];
+    let [grpc, rest] = &sockets;
+    let [grpc, rest] = [grpc.local_addr()?.port(), rest.local_addr()?.port()];
+    println!("{grpc} {rest}");
+    let single = Builder::new_current_thread;
+    match placement {
+        Placement::Shared => run(Builder::new_multi_thread(), sockets, &sizes),
+        Placement::Single => run(single(), sockets, &sizes),
+        Placement::PerCore => {
+            for _ in 1..thread::available_parallelism()?.get() {
+                let (sockets, sizes) = ([socket(grpc)?, socket(rest)?], sizes.clone());
+                thread::spawn(move || run(single(), sockets, &sizes));
+            }
+            run(single(), sockets, &sizes)
+        }
+    }
+}
+
+/// A socket on this port, which others may listen on too.
+fn socket(port: u16) -> Outcome<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseport(true)?;
+    socket.bind((Ipv4Addr::LOCALHOST, port).into())?;
+    Ok(socket)
+}
+
+/// Serves gRPC and REST on these two.
+fn run(mut runtime: Builder, [grpc, rest]: [TcpSocket; 2], sizes: &[usize]) -> Outcome<()> {
+    runtime.enable_all().build()?.block_on(async {
+        let (grpc, rest) = (grpc.listen(BACKLOG)?, rest.listen(BACKLOG)?);
         let grpc = tonic::transport::Server::builder()
             .add_service(CryptoServiceServer::new(Echo))
             .serve_with_incoming(TcpIncoming::from(grpc).with_nodelay(Some(true)));
@@ -64,7 +113,7 @@ pub(crate) fn serve(sizes: impl Iterator<Item = String>) -> Outcome<()> {
             // Without it the answers are only slower, which the figures would show.
             let _ = stream.set_nodelay(true);
         });
-        let rest = axum::serve(rest, routes(&sizes)).into_future();
+        let rest = axum::serve(rest, routes(sizes)).into_future();
         tokio::select! {
             ended = grpc => ended?,
             ended = rest => ended?,

@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum, value_parser};
 
+use crate::echo::Placement;
 use crate::load::{Face, Figures, Prepared, Window};
 use crate::machine::Cores;
 use crate::report::{Case, Pair};
@@ -131,7 +132,8 @@ struct Args {
     #[arg(long, default_value = "10000000")]
     operations: u32,
 
-    /// What to divide by: `echo`, or the path of a kmsgate binary (an older build, to see what a change did).
+    /// What to divide by: `echo`, `echo-single` or `echo-per-core`, by how its runtimes stand on the cores, or the path of
+    /// a kmsgate binary (an older build, to see what a change did).
     #[arg(long, default_value = "echo")]
     baseline: Kind,
 
@@ -296,7 +298,7 @@ async fn asymmetric(args: &Args, cores: &Cores) -> Outcome<()> {
         return Ok(());
     };
     let launch = launch(args, cores);
-    let echo = Server::start(&Kind::Echo, &launch)?;
+    let echo = Server::start(&Kind::Echo(Placement::Shared), &launch)?;
     let subject = Server::start(&args.subject, &launch)?;
     let window = Window {
         warm_up: args.warm_up,

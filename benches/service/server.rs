@@ -15,10 +15,11 @@ use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use tempfile::TempDir;
 
 use crate::Outcome;
-use crate::echo;
+use crate::echo::{self, Placement};
 use crate::machine::Cores;
 
 /// How often to look whether a server is ready.
@@ -31,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The floor.
-    Echo,
+    Echo(Placement),
     /// The kmsgate of this path.
     Kmsgate(PathBuf),
 }
@@ -40,9 +41,9 @@ impl FromStr for Kind {
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text {
-            "echo" => Self::Echo,
-            path => Self::Kmsgate(path.into()),
+        Ok(match Placement::from_str(text, false) {
+            Ok(placement) => Self::Echo(placement),
+            Err(_) => Self::Kmsgate(text.into()),
         })
     }
 }
@@ -50,7 +51,7 @@ impl FromStr for Kind {
 impl Display for Kind {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Echo => f.write_str("echo"),
+            Self::Echo(placement) => f.write_str(&placement.name()),
             Self::Kmsgate(path) => write!(f, "`{}`", path.display()),
         }
     }
@@ -97,7 +98,7 @@ impl Server {
     /// Starts a server, a kmsgate on a store of its own.
     pub(crate) fn start(kind: &Kind, launch: &Launch<'_>) -> Outcome<Self> {
         match kind {
-            Kind::Echo => Self::echo(launch),
+            Kind::Echo(placement) => Self::echo(*placement, launch),
             Kind::Kmsgate(binary) => {
                 let directory = directory()?;
                 let mut server = Self::kmsgate(binary, directory.path(), launch)?;
@@ -159,11 +160,12 @@ impl Server {
         })
     }
 
-    fn echo(launch: &Launch<'_>) -> Outcome<Self> {
+    fn echo(placement: Placement, launch: &Launch<'_>) -> Outcome<Self> {
         let began = Instant::now();
         let mut command = launch.command(&env::current_exe()?)?;
         command
             .arg(echo::ROLE)
+            .arg(placement.name())
             .args(launch.sizes.iter().map(u16::to_string))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
