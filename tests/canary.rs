@@ -20,6 +20,8 @@ use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use http::Request;
 use http_body_util::Full;
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -122,6 +124,7 @@ async fn a_server_and_a_gateway_write_no_secret() {
     secrets.add_root(&RootKey::load(&site.path("root.key")).unwrap());
     secrets.add_sealed(&site).await;
     seen.holds_none_of(&secrets);
+    seen.is_of_every_method();
     seen.is_a_real_search();
 }
 
@@ -554,6 +557,34 @@ impl Seen {
             .filter_map(|(place, text)| Some((place, secrets.find(text)?)))
             .collect();
         assert!(found.is_empty(), "{found:#?}");
+    }
+
+    /// Every method of the compiled schema was called over gRPC, and every operation over REST, which
+    /// has none for the clock's confirmation.
+    fn is_of_every_method(&self) {
+        let schema = FileDescriptorSet::decode(kmsgate::grpc::DESCRIPTORS).unwrap();
+        let ours = schema
+            .file
+            .iter()
+            .filter(|file| file.package() == "kmsgate.v1");
+        let services = ours.flat_map(|file| &file.service);
+        let methods: Vec<_> = services.flat_map(|service| &service.method).collect();
+        assert_eq!(methods.len(), OPERATIONS.len() + 1);
+        for method in methods {
+            let mut snake = String::new();
+            for (at, letter) in method.name().char_indices() {
+                if letter.is_uppercase() && at > 0 {
+                    snake.push('_');
+                }
+                snake.extend(letter.to_lowercase());
+            }
+            let place = format!("answer to {snake}");
+            assert!(self.texts.iter().any(|(name, _)| *name == place), "{place}");
+        }
+        for operation in OPERATIONS {
+            let place = format!("answer to {operation}");
+            assert!(self.texts.iter().any(|(name, _)| *name == place), "{place}");
+        }
     }
 
     /// The server wrote about its work, so there was something to search.
