@@ -67,6 +67,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn algorithms_have_the_documented_names_and_one_is_symmetric() {
+        let documented = [
+            ("SYMMETRIC_DEFAULT", true),
+            ("RSAES_OAEP_SHA_256", false),
+            ("SM2_ENCRYPT", false),
+        ];
+        let all = EncryptionAlgorithm::ALL.iter();
+        let ours = all.map(|algorithm| (algorithm.name(), algorithm.is_symmetric()));
+        assert!(ours.eq(documented));
+    }
+
+    #[test]
     fn rsa_keys_take_what_the_contract_says() {
         let limits = [
             (KeySpec::Rsa2048, 190),

@@ -151,6 +151,15 @@ mod tests {
     }
 
     #[test]
+    fn what_two_sets_or_two_names_share_is_in_the_set() {
+        let one = Actions::matching("kms:cmk:encryptData").unwrap();
+        let family = Actions::matching("kms:cmk:*").unwrap();
+        assert_eq!(one.union(family), family);
+        let twice = [Action::EncryptData, Action::EncryptData];
+        assert_eq!(twice.into_iter().collect::<Actions>(), one);
+    }
+
+    #[test]
     fn every_action_is_found_by_its_name() {
         for &action in Action::ALL {
             assert_eq!(action.name().parse(), Ok(action));

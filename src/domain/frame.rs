@@ -148,6 +148,12 @@ mod tests {
     }
 
     #[test]
+    fn the_shortest_and_the_longest_frame_are_as_long_as_documented() {
+        // ⌊n/16⌋ + 1 blocks of 16 bytes and 124 more, for 1 and 4096 bytes.
+        assert_eq!(LENGTHS, 140..=4236);
+    }
+
+    #[test]
     fn a_head_is_laid_out_as_drawn() {
         let mut expected = vec![3, 0, 1, 1, 1, 2, 3, 4];
         expected.extend(ID.as_bytes());

@@ -509,6 +509,54 @@ mod tests {
     }
 
     #[test]
+    fn names_are_printed_as_they_are() {
+        let text = "0d0466b0-e727-4d9c-b35d-f84bb474a37f";
+        let id: KeyId = text.parse().unwrap();
+        assert_eq!(
+            (format!("{id}"), format!("{id:?}")),
+            (text.into(), text.into())
+        );
+        let project: ProjectId = "p-1".parse().unwrap();
+        let printed = (format!("{project}"), format!("{project:?}"));
+        assert_eq!(printed, ("p-1".into(), "p-1".into()));
+        let alias: KeyAlias = "obs/backup".parse().unwrap();
+        let description: KeyDescription = "of 2026".parse().unwrap();
+        assert_eq!(
+            (alias.as_str(), description.as_str()),
+            ("obs/backup", "of 2026")
+        );
+    }
+
+    #[test]
+    fn versions_are_counted_to_the_last_number() {
+        assert_eq!(KeyVersion::FIRST.next(), KeyVersion::new(2));
+        assert_eq!(KeyVersion::new(u32::MAX).unwrap().next(), None);
+    }
+
+    #[test]
+    fn specs_and_usages_have_the_documented_names() {
+        let specs = ["AES_256", "RSA_2048", "RSA_3072", "RSA_4096", "SM2"];
+        assert!(KeySpec::ALL.iter().map(|spec| spec.name()).eq(specs));
+        for &spec in KeySpec::ALL {
+            assert_eq!(spec.name().parse(), Ok(spec));
+        }
+        let usages = ["ENCRYPT_DECRYPT", "SIGN_VERIFY"];
+        assert!(KeyUsage::ALL.iter().map(|usage| usage.name()).eq(usages));
+        for &usage in KeyUsage::ALL {
+            assert_eq!(usage.name().parse(), Ok(usage));
+        }
+    }
+
+    #[test]
+    fn every_key_may_encrypt_and_all_but_aes_may_sign() {
+        for &spec in KeySpec::ALL {
+            assert!(spec.allows(KeyUsage::EncryptDecrypt), "{spec:?}");
+            let signs = spec != KeySpec::Aes256;
+            assert_eq!(spec.allows(KeyUsage::SignVerify), signs, "{spec:?}");
+        }
+    }
+
+    #[test]
     fn every_state_moves_as_the_contract_says() {
         use KeyState::*;
         for &state in KeyState::ALL {
@@ -543,6 +591,9 @@ mod tests {
     fn a_description_is_counted_in_characters() {
         assert!("密".repeat(255).parse::<KeyDescription>().is_ok());
         assert!("密".repeat(256).parse::<KeyDescription>().is_err());
+        // Four bytes each.
+        assert!("𝄞".repeat(255).parse::<KeyDescription>().is_ok());
+        assert!("𝄞".repeat(256).parse::<KeyDescription>().is_err());
         assert!("".parse::<KeyDescription>().is_ok());
     }
 
@@ -550,6 +601,7 @@ mod tests {
     fn pending_days_run_from_7_to_1096() {
         let fits = |days| PendingDays::new(days).is_some();
         assert!(fits(7) && fits(1096));
+        assert_eq!(PendingDays::new(7).unwrap().as_millis(), 604_800_000);
         assert!(!fits(6) && !fits(1097) && !fits(-7) && !fits(i32::MAX) && !fits(65_543));
     }
 }

@@ -126,10 +126,11 @@ mod tests {
 
     #[test]
     fn a_sequence_is_36_letters_digits_and_hyphens() {
-        assert!(
-            "919c82d4-8046-4722-9094-35c3c6524cff"
-                .parse::<Sequence>()
-                .is_ok()
+        let text = "919c82d4-8046-4722-9094-35c3c6524cff";
+        let sequence: Sequence = text.parse().unwrap();
+        assert_eq!(
+            (sequence.as_str(), format!("{sequence:?}")),
+            (text, text.into())
         );
         assert!("A".repeat(36).parse::<Sequence>().is_ok());
         for bad in [
@@ -146,7 +147,12 @@ mod tests {
     #[test]
     fn a_request_id_is_32_hexadecimal_digits() {
         for bits in [0, 1, 0x0123_4567_89ab_cdef << 64 | 0xfedc_ba98, u128::MAX] {
-            assert_eq!(RequestId::new(bits).to_string(), format!("{bits:032x}"));
+            let id = RequestId::new(bits);
+            let digits = format!("{bits:032x}");
+            assert_eq!(
+                (id.to_string(), format!("{id:?}")),
+                (digits.clone(), digits)
+            );
         }
     }
 
@@ -156,5 +162,7 @@ mod tests {
         assert!(Aad::try_from("é".repeat(64) + "x").is_err());
         let aad = Aad::try_from("tenant=7".to_owned()).unwrap();
         assert_eq!(format!("{aad:?}"), "Aad(8 bytes)");
+        assert_eq!((aad.as_bytes(), aad.is_empty()), (&b"tenant=7"[..], false));
+        assert!(Aad::default().is_empty());
     }
 }

@@ -87,6 +87,13 @@ mod tests {
     }
 
     #[test]
+    fn a_plaintext_is_handed_over_as_it_is() {
+        let secret = Plaintext::new(b"attack at dawn".to_vec());
+        assert_eq!(secret.expose(), b"attack at dawn");
+        assert_eq!(secret.into_exposed(), b"attack at dawn");
+    }
+
+    #[test]
     fn wiping_moves_no_bytes() {
         let mut bytes = Vec::with_capacity(64);
         bytes.extend([7; 64]);

@@ -24,3 +24,20 @@ pub trait Clock: fmt::Debug + Send + Sync {
     /// The time now.
     fn now(&self) -> Timestamp;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_apart_by_milliseconds_and_stop_at_the_ends() {
+        let (early, late) = (Timestamp(-5), Timestamp(7));
+        assert_eq!(early.plus_millis(12), late);
+        assert_eq!(
+            (late.millis_since(early), early.millis_since(late)),
+            (12, -12)
+        );
+        assert_eq!(Timestamp(i64::MAX).plus_millis(1), Timestamp(i64::MAX));
+        assert_eq!(Timestamp(i64::MAX).millis_since(early), i64::MAX);
+    }
+}
