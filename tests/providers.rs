@@ -95,6 +95,50 @@ fn what_one_software_provider_makes_the_other_opens() {
     }
 }
 
+#[test]
+fn a_software_provider_has_its_configured_name_and_knows_its_kind_of_seal() {
+    for (provider, configured) in software() {
+        assert_eq!(provider.name(), configured);
+        let sealed = provider.generate(&name(KeySpec::Aes256)).unwrap();
+        assert!(provider.opens(&sealed), "{configured}");
+        let mut other_kind = sealed;
+        other_kind.0[0] ^= 1;
+        for not_ours in [other_kind, SealedKey(Vec::new())] {
+            assert!(!provider.opens(&not_ours), "{configured}: {not_ours:?}");
+        }
+    }
+}
+
+/// Were a frame or a sealed key to grow while it is made, it would leave what it is to protect behind.
+#[test]
+fn secrets_never_move_while_they_are_encrypted() {
+    for (provider, configured) in software() {
+        let sealed = provider.seal(&name(KeySpec::Aes256), &material(KeySpec::Aes256));
+        let sealed = sealed.unwrap().0;
+        assert_eq!(sealed.capacity(), sealed.len(), "{configured}");
+        let key = only_symmetric(open(&*provider, KeySpec::Aes256));
+        for length in [1, 15, 16, 4096] {
+            let mut frame = Vec::with_capacity(HEAD);
+            frame.extend_from_slice(&head());
+            key.encrypt(&mut frame, &secret(&vec![7; length]), b"")
+                .unwrap();
+            assert_eq!(
+                frame.capacity(),
+                frame.len(),
+                "{configured}, {length} bytes"
+            );
+        }
+    }
+}
+
+/// Both software providers, and their names in a configuration.
+fn software() -> [(Box<dyn Provider>, &'static str); 2] {
+    [
+        (Box::new(AwsLc::new(root())), "aws-lc-rs"),
+        (Box::new(RustCrypto::new(root())), "rustcrypto"),
+    ]
+}
+
 /// What is encrypted under one of two openings of a key opens under the other, and both show the
 /// same public key.
 fn crosses(keys: &[OpenKey; 2], spec: KeySpec) {
@@ -438,6 +482,9 @@ fn prints_no_secret(provider: &dyn Provider) {
         let printed = format!("{provider:?} {sealed:?} {key:?} {material:?}");
         assert!(printed.len() < 200, "{printed}");
         assert!(!printed.contains('['), "{printed}");
+        for told in ["SealedKey(", "OpenKey::"] {
+            assert!(printed.contains(told), "{printed}");
+        }
     }
 }
 
