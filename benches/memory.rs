@@ -15,11 +15,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use kmsgate::crypto::aws_lc::AwsLc;
 use kmsgate::crypto::pool::Pool;
 use kmsgate::crypto::root::RootKey;
 use kmsgate::crypto::rustcrypto::RustCrypto;
-use kmsgate::crypto::{OpenKey, Provider, Providers, VersionName};
+use kmsgate::crypto::{Choice, OpenKey, Provider, Providers, VersionName};
 use kmsgate::domain::frame::{Head, Suite};
 use kmsgate::domain::key::{
     KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion, ProjectId,
@@ -43,6 +44,10 @@ struct Args {
     #[arg(long, default_value = "1000000")]
     keys: u64,
 
+    /// Whose keys.
+    #[arg(long, default_value = "aws-lc-rs")]
+    provider: Name,
+
     /// Passed by `cargo bench`; without it nothing is measured.
     #[arg(long, hide = true)]
     bench: bool,
@@ -50,6 +55,15 @@ struct Args {
     /// Passed by `cargo test`.
     #[arg(long, hide = true)]
     test: bool,
+}
+
+/// The providers that have AES-256, by their names in a configuration.
+#[derive(Clone, Copy, ValueEnum)]
+enum Name {
+    #[value(name = "aws-lc-rs")]
+    AwsLc,
+    #[value(name = "rustcrypto")]
+    RustCrypto,
 }
 
 /// How many ask at a time.
@@ -60,7 +74,7 @@ fn main() -> ExitCode {
     if args.test || !args.bench {
         return ExitCode::SUCCESS;
     }
-    match measure(args.keys) {
+    match measure(args.keys, args.provider) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("memory: {error}");
@@ -69,16 +83,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(keys: u64) -> Outcome<()> {
-    let provider = Arc::new(RustCrypto::new(Arc::new(RootKey::generate()?)));
+fn measure(keys: u64, name: Name) -> Outcome<()> {
+    let root = Arc::new(RootKey::generate()?);
+    let sm2 = Arc::new(RustCrypto::new(Arc::<RootKey>::clone(&root)));
+    let provider: Arc<dyn Provider> = match name {
+        Name::AwsLc => Arc::new(AwsLc::new(root)),
+        Name::RustCrypto => Arc::<RustCrypto>::clone(&sm2),
+    };
     let ring = Ring {
         store: Made(Arc::clone(&provider)),
         // A cache in shards is full before each shard is, so that a little more is asked for.
         keyring: Keyring::new(usize::try_from(keys + keys / 8 + 1024)?),
-        providers: Arc::new(Providers::new(vec![kmsgate::crypto::Choice {
-            provider,
-            specs: None,
-        }])?),
+        providers: Arc::new(Providers::new(vec![
+            Choice {
+                provider,
+                specs: None,
+            },
+            Choice {
+                provider: sm2,
+                specs: None,
+            },
+        ])?),
         pool: Pool::new(1, 1)?,
         project: "53d1aefc533f4ce9a59c26b01667cbcf".parse()?,
     };
@@ -156,7 +181,7 @@ impl Ring {
 
 /// Has every key that is asked for, as CreateKey would have made it, and keeps none.
 #[derive(Debug)]
-struct Made(Arc<RustCrypto>);
+struct Made(Arc<dyn Provider>);
 
 #[async_trait]
 impl KeyStore for Made {
