@@ -105,6 +105,7 @@ fn measure(keys: u64, name: Name) -> Outcome<()> {
             },
         ])?),
         pool: Pool::new(1, 1)?,
+        caller: "memory".into(),
         project: "53d1aefc533f4ce9a59c26b01667cbcf".parse()?,
     };
     let ring = Arc::new(ring);
@@ -134,6 +135,7 @@ struct Ring {
     keyring: Keyring,
     providers: Arc<Providers>,
     pool: Pool,
+    caller: Arc<str>,
     project: ProjectId,
 }
 
@@ -163,7 +165,9 @@ impl Ring {
             .find(&self.store, &self.project, key_id)
             .await?;
         let held = found.ok_or("no key")?;
-        let (version, key) = held.newest(&self.providers, &self.pool).await?;
+        let (version, key) = held
+            .newest(&self.providers, self.pool.share(&self.caller))
+            .await?;
         let OpenKey::Symmetric(key) = &**key else {
             return Err("not symmetric".into());
         };

@@ -724,6 +724,7 @@ async fn requests_are_counted_by_face_method_and_code() {
     }
     assert_eq!(metric(&metrics.text, "kmsgate_requests_in_flight"), 0);
     assert_eq!(metric(&metrics.text, "kmsgate_opened_keys"), 1);
+    assert_eq!(metric(&metrics.text, "kmsgate_cpu_queue_length"), 0);
     assert_eq!(metric(&metrics.text, "kmsgate_clock_held"), 0);
     assert!(!metrics.text.contains(&key) && !metrics.text.contains(PROJECT));
 }

@@ -5,6 +5,7 @@
 
 pub mod algorithm;
 pub mod caller;
+pub mod cost;
 pub mod frame;
 pub mod key;
 pub mod request;

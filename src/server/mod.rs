@@ -314,6 +314,12 @@ impl Server {
             "Keys held opened in memory.",
             move || kms.keyring.len() as u64,
         );
+        let kms = Arc::clone(&self.kms);
+        metrics.gauge(
+            "kmsgate_cpu_queue_length",
+            "Private-key operations that wait for a thread.",
+            move || kms.pool.waiting() as u64,
+        );
         let held_back = Arc::clone(held_back);
         metrics.gauge(
             "kmsgate_clock_held",

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::crypto::VersionName;
-use crate::crypto::pool::briefly;
+use crate::crypto::pool::{Share, briefly};
+use crate::domain::cost::Work;
 use crate::domain::key::{
     Family, KeyAlias, KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion,
 };
@@ -49,7 +50,7 @@ impl Kms {
             version: KeyVersion::FIRST,
             spec: new.spec,
         };
-        let sealed = self.generate(name).await?;
+        let sealed = self.generate(call.pool(), name).await?;
         let created = self.clock.now();
         let key = KeyRecord {
             project: project.clone(),
@@ -84,13 +85,17 @@ impl Kms {
     }
 
     /// Makes the sealed material of one key version.
-    pub(super) async fn generate(&self, name: VersionName) -> Result<Vec<u8>, Error> {
+    pub(super) async fn generate(
+        &self,
+        pool: Share<'_>,
+        name: VersionName,
+    ) -> Result<Vec<u8>, Error> {
         let providers = Arc::clone(&self.providers);
-        let family = name.spec.family();
+        let spec = name.spec;
         let generate = move || providers.maker(name.spec)?.generate(&name);
-        let sealed = match family {
+        let sealed = match spec.family() {
             Family::Symmetric => briefly(generate).await?,
-            Family::Rsa | Family::Sm2 => self.pool.run(generate).await?,
+            Family::Rsa | Family::Sm2 => pool.run(spec.micros(Work::Make), generate).await?,
         };
         Ok(sealed?.0)
     }

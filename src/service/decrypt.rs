@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::crypto::pool::Share;
 use crate::crypto::{OpenKey, Place, ProviderError};
 use crate::domain::algorithm::EncryptionAlgorithm;
+use crate::domain::cost::Work;
 use crate::domain::frame::{HEAD, Head};
 use crate::domain::key::{Family, KeyId};
 use crate::domain::request::Aad;
@@ -51,7 +53,7 @@ impl Kms {
                 .await?;
             let held = found.ok_or(Kind::KeyNotFound)?;
             usable(held.record(), ask.algorithm)?;
-            let plaintext = self.decrypt_with(&held, &ciphertext).await?;
+            let plaintext = self.decrypt_with(call.pool(), &held, &ciphertext).await?;
             if !held.has_changed() {
                 return Ok(Decrypted { key_id, plaintext });
             }
@@ -84,7 +86,9 @@ impl Kms {
             let held = held.filter(|held| held.record().spec.family() == Family::Symmetric);
             let held = held.ok_or(Kind::InvalidCiphertext)?;
             usable(held.record(), ask.algorithm)?;
-            let plaintext = self.open_frame(&held, &head, body, &ask.aad).await?;
+            let plaintext = self
+                .open_frame(call.pool(), &held, &head, body, &ask.aad)
+                .await?;
             if !held.has_changed() {
                 return Ok(Decrypted {
                     key_id: head.key_id,
@@ -97,14 +101,13 @@ impl Kms {
 
     async fn open_frame(
         &self,
+        pool: Share<'_>,
         held: &Held,
         head: &Head,
         body: &[u8],
         aad: &Aad,
     ) -> Result<Plaintext, Error> {
-        let key = held
-            .version(head.version, &self.providers, &self.pool)
-            .await?;
+        let key = held.version(head.version, &self.providers, pool).await?;
         let key = key.ok_or(Kind::InvalidCiphertext)?;
         let OpenKey::Symmetric(key) = &**key else {
             return Err(Kind::Internal.into());
@@ -122,10 +125,11 @@ impl Kms {
     /// Decrypts with a private key, where that is to be done.
     async fn decrypt_with(
         &self,
+        pool: Share<'_>,
         held: &Held,
         ciphertext: &Arc<Vec<u8>>,
     ) -> Result<Plaintext, Error> {
-        let (_, key) = held.newest(&self.providers, &self.pool).await?;
+        let (_, key) = held.newest(&self.providers, pool).await?;
         let rejected = match held.record().spec.family() {
             Family::Rsa => Kind::RsaDecryptionFailed,
             Family::Symmetric | Family::Sm2 => Kind::InvalidCiphertext,
@@ -139,6 +143,7 @@ impl Kms {
         }
         let (key, ciphertext) = (Arc::clone(key), Arc::clone(ciphertext));
         let job = move || pair(&key)?.decrypt(&ciphertext).map_err(refuse);
-        self.pool.run(job).await?
+        let cost = held.record().spec.micros(Work::Decrypt);
+        pool.run(cost, job).await?
     }
 }

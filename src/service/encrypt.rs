@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::crypto::pool::Share;
 use crate::crypto::{KeyPair, OpenKey, Place};
 use crate::domain::algorithm::EncryptionAlgorithm;
+use crate::domain::cost::Work;
 use crate::domain::frame::{Head, OVERHEAD, Suite};
 use crate::domain::key::{Family, KeyId, KeyUsage, KeyVersion};
 use crate::domain::request::Aad;
@@ -57,7 +59,9 @@ impl Kms {
             let held = found.ok_or(Kind::KeyNotFound)?;
             usable(held.record(), algorithm)?;
             fits(held.record(), &plaintext)?;
-            let ciphertext = self.encrypt_under(&held, &plaintext, &aad).await?;
+            let ciphertext = self
+                .encrypt_under(call.pool(), &held, &plaintext, &aad)
+                .await?;
             // A change that was acknowledged during the work (an RSA key may have queued) decides
             // the answer.
             if !held.has_changed() {
@@ -69,11 +73,12 @@ impl Kms {
 
     async fn encrypt_under(
         &self,
+        pool: Share<'_>,
         held: &Held,
         plaintext: &Arc<Plaintext>,
         aad: &Aad,
     ) -> Result<Vec<u8>, Error> {
-        let (version, key) = held.newest(&self.providers, &self.pool).await?;
+        let (version, key) = held.newest(&self.providers, pool).await?;
         match &**key {
             OpenKey::Symmetric(key) => {
                 let mut frame = frame(held.record().key_id, version, plaintext, aad);
@@ -84,7 +89,8 @@ impl Kms {
             OpenKey::Pair(_) => {
                 let (key, plaintext) = (Arc::clone(key), Arc::clone(plaintext));
                 let job = move || pair(&key)?.encrypt(&plaintext).map_err(Error::from);
-                self.pool.run(job).await?
+                let cost = held.record().spec.micros(Work::Encrypt);
+                pool.run(cost, job).await?
             }
         }
     }

@@ -18,8 +18,9 @@ use quick_cache::Equivalent;
 use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
-use crate::crypto::pool::{Pool, PoolError, briefly};
+use crate::crypto::pool::{PoolError, Share, briefly};
 use crate::crypto::{OpenKey, Providers, SealedKey, VersionName};
+use crate::domain::cost::Work;
 use crate::domain::key::{Family, KeyId, KeyVersion, ProjectId};
 use crate::error::{Error, Kind};
 use crate::store::{Address, KeyRecord, KeyStore, Record};
@@ -144,7 +145,7 @@ impl Held {
     pub async fn newest(
         &self,
         providers: &Arc<Providers>,
-        pool: &Pool,
+        pool: Share<'_>,
     ) -> Result<(KeyVersion, &Arc<OpenKey>), Error> {
         let newest = self.record.versions.last().ok_or(Kind::Internal)?;
         let opened = self.version(newest.version, providers, pool).await?;
@@ -156,7 +157,7 @@ impl Held {
         &self,
         version: KeyVersion,
         providers: &Arc<Providers>,
-        pool: &Pool,
+        pool: Share<'_>,
     ) -> Result<Option<&Arc<OpenKey>>, Error> {
         // Versions are counted from 1 without a gap: the store makes sure of it.
         let place = usize::try_from(version.get() - 1).unwrap_or(usize::MAX);
@@ -177,7 +178,7 @@ impl Held {
             let open = move || providers.opener(name.spec, &sealed)?.open(&name, &sealed);
             let opened = match spec.family() {
                 Family::Symmetric => briefly(open).await?,
-                Family::Rsa | Family::Sm2 => pool.run(open).await?,
+                Family::Rsa | Family::Sm2 => pool.run(spec.micros(Work::Open), open).await?,
             };
             opened.map(Arc::new).map_err(Error::from)
         };

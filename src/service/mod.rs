@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::audit::{Event, Outcome, Sink};
 use crate::auth::policy::Policy;
 use crate::crypto::Providers;
-use crate::crypto::pool::Pool;
+use crate::crypto::pool::{Pool, Share};
 use crate::domain::caller::{Action, Caller};
 use crate::domain::key::{KeyId, ProjectId};
 use crate::domain::request::{RequestId, Sequence};
@@ -184,6 +184,11 @@ impl Call<'_> {
         let key_id = text.parse()?;
         self.key_id = Some(key_id);
         Ok(key_id)
+    }
+
+    /// The caller's share of the CPU pool.
+    fn pool(&self) -> Share<'_> {
+        self.kms.pool.share(&self.context.caller.name)
     }
 
     /// The caller's project.

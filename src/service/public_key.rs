@@ -17,7 +17,7 @@ impl Kms {
         if held.record().spec.family() == Family::Symmetric {
             return Err(Kind::SymmetricKey.into());
         }
-        let (_, key) = held.newest(&self.providers, &self.pool).await?;
+        let (_, key) = held.newest(&self.providers, call.pool()).await?;
         Ok(pair(key)?.public_key().to_vec())
     }
 }

@@ -27,7 +27,7 @@ impl Kms {
                 version,
                 spec: key.spec,
             };
-            let sealed = self.generate(name).await?;
+            let sealed = self.generate(call.pool(), name).await?;
             key.versions.push(VersionRecord {
                 version,
                 created: self.clock.now(),

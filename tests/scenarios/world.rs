@@ -131,11 +131,12 @@ impl World {
     pub(crate) async fn audited(&self, face: &Face) -> Vec<Value> {
         let call = Call::new("describe-key").with("key_id", NOBODY);
         let answer = face.call(&call).await;
-        let last = |lines: &[Value]| {
-            let last = lines.last();
-            last.is_some_and(|line| line["request_id"] == *answer.request_id)
-        };
-        self.audited_until(last).await
+        let made = |line: &Value| line["request_id"] == *answer.request_id;
+        let mut lines = self.audited_until(|lines| lines.iter().any(made)).await;
+        // What others do meanwhile, such as going away, may be told after it.
+        let end = lines.iter().position(made).unwrap() + 1;
+        lines.truncate(end);
+        lines
     }
 
     /// What the audit has kept, once that is enough.
