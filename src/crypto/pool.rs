@@ -16,7 +16,7 @@
 //!
 //! **How answers leave.** Waking an async thread for an answer costs two changes of the thread on its
 //! core, which is a fifth of an SM2 decryption. So a thread that has more to do keeps its answers for
-//! up to [`TOGETHER`] and wakes once for all.
+//! up to 600 µs and wakes once for all.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
