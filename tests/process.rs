@@ -272,7 +272,7 @@ async fn a_request_that_does_not_end_does_not_keep_the_server_from_stopping() {
 #[tokio::test]
 async fn a_server_is_not_ready_while_it_lags_and_serves_on() {
     let site = Site::new("");
-    let config = site.config("root.key").replace("\"0ms\"", "\"2s\"");
+    let config = site.config("root.key").replace("\"0ms\"", "\"4s\"");
     site.write("kmsgate.toml", &config);
     let (mut program, at) = site.serve();
     let key = create(at, "k").await;

@@ -13,10 +13,10 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use http::{Request, Response};
@@ -116,7 +116,7 @@ pub(super) async fn serve(
                     Ok::<_, Infallible>(answered)
                 }
             });
-            let turn = InTurn::default();
+            let turn = InTurn::new();
             let io = Corked::new(stream, turn.clone());
             let (read, out) = (Arc::clone(&io.read), Arc::clone(&io.out));
             let builder = builder(turn.clone());
@@ -215,30 +215,60 @@ fn builder(turn: InTurn) -> Builder<InTurn> {
 
 /// Runs a request where it came in, and only one that has to wait in a task of its own.
 ///
-/// A connection that sends without end would hold its thread: after [`Self::TURN`] requests in one
-/// turn of the connection the others get tasks.
-#[derive(Clone, Debug, Default)]
-struct InTurn(Arc<AtomicUsize>);
+/// A connection that sends without end would hold its thread: after [`Self::TURN`] requests or
+/// [`Self::TIME`] in one turn of the connection the others get tasks.
+#[derive(Clone)]
+struct InTurn(Arc<Turn>);
+
+struct Turn {
+    requests: AtomicUsize,
+    /// When the turn began, in microseconds after `since`.
+    began: AtomicU64,
+    since: Instant,
+}
 
 impl InTurn {
     /// How many requests are answered in one turn of a connection.
     const TURN: usize = 64;
 
+    /// For how long requests are answered in one turn, in microseconds: twenty SM2 encryptions.
+    const TIME: u64 = 1000;
+
+    fn new() -> Self {
+        Self(Arc::new(Turn {
+            requests: AtomicUsize::new(0),
+            began: AtomicU64::new(0),
+            since: Instant::now(),
+        }))
+    }
+
     /// Begins another turn.
     fn begin(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.0.requests.store(0, Ordering::Relaxed);
+        self.0.began.store(self.now(), Ordering::Relaxed);
     }
 
     /// How many requests this turn has brought.
     fn requests(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.0.requests.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request, and says whether it is still answered in this turn.
+    fn takes_another(&self) -> bool {
+        self.0.requests.fetch_add(1, Ordering::Relaxed) < Self::TURN
+            && self.now() - self.0.began.load(Ordering::Relaxed) < Self::TIME
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "584,000 years fit")]
+    fn now(&self) -> u64 {
+        self.0.since.elapsed().as_micros() as u64
     }
 }
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for InTurn {
     fn execute(&self, work: F) {
         let mut work = Box::pin(work);
-        if self.0.fetch_add(1, Ordering::Relaxed) < Self::TURN {
+        if self.takes_another() {
             // Nobody needs to be woken: what is not done now is looked at again as a task.
             let mut context = Context::from_waker(Waker::noop());
             if work.as_mut().poll(&mut context).is_ready() {
@@ -491,6 +521,26 @@ mod tests {
         for answer in asked {
             assert_eq!(answer.await.unwrap().status(), 200);
         }
+    }
+
+    #[tokio::test]
+    async fn requests_that_took_their_turn_s_time_leave_the_others_to_tasks() {
+        let turn = InTurn::new();
+        let done = Arc::new(AtomicUsize::new(0));
+        let work = || {
+            let done = Arc::clone(&done);
+            async move {
+                std::thread::sleep(Duration::from_micros(InTurn::TIME / 2));
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        turn.begin();
+        for _ in 0..10 {
+            turn.execute(work());
+        }
+        assert!(done.load(Ordering::Relaxed) <= 2, "{done:?}");
+        tokio::task::yield_now().await;
+        assert_eq!(done.load(Ordering::Relaxed), 10);
     }
 
     #[tokio::test]
