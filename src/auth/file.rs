@@ -1,6 +1,7 @@
 //! Files that are read again when they change.
 //!
-//! A [`Watched`] file is parsed when it is loaded and lent without a lock. Whoever owns the process
+//! A [`Watched`] file, or several that belong together, is parsed when it is loaded and lent without
+//! a lock. Whoever owns the process
 //! calls [`refresh`](Watched::refresh) on a ticker, off the async threads because it reads a disk.
 //! A change that does not parse changes nothing: the last good content stays until the file is
 //! repaired.
@@ -32,19 +33,20 @@ pub trait Refresh: Send + Sync {
     fn path(&self) -> &Path;
 }
 
-/// A file and what it says.
+/// Files that belong together, at least one, and what they say.
 pub struct Watched<T> {
-    path: PathBuf,
+    first: PathBuf,
+    others: Vec<(PathBuf, Secrecy)>,
     secrecy: Secrecy,
-    parse: Parse<T>,
+    parse: Box<Parse<T>>,
     current: ArcSwap<T>,
-    /// What the file looked like when `current` was read from it. The lock also makes refreshes
+    /// What the files looked like when `current` was read from them. The lock also makes refreshes
     /// take turns.
-    seen: Mutex<Stamp>,
+    seen: Mutex<Vec<Stamp>>,
 }
 
-/// Makes the content out of the file's text.
-pub type Parse<T> = fn(&str) -> Result<T, Malformed>;
+/// Makes the content out of the texts of the files.
+type Parse<T> = dyn Fn(&[Zeroizing<String>]) -> Result<T, Malformed> + Send + Sync;
 
 /// Who may touch a file, besides its owner and its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,16 +67,37 @@ impl Secrecy {
     }
 }
 
-impl<T> Watched<T> {
-    /// Reads and parses the file.
-    pub fn load(path: &Path, secrecy: Secrecy, parse: Parse<T>) -> Result<Self, FileError> {
-        let (stamp, text) = read(path, secrecy)?;
+impl<T: 'static> Watched<T> {
+    /// Reads and parses a file.
+    pub fn load(
+        path: &Path,
+        secrecy: Secrecy,
+        parse: fn(&str) -> Result<T, Malformed>,
+    ) -> Result<Self, FileError> {
+        let only = move |texts: &[Zeroizing<String>]| match texts {
+            [text] => parse(text),
+            _ => parse(""),
+        };
+        Self::load_all(path, secrecy, Vec::new(), only)
+    }
+
+    /// Reads several files and parses them together. A change of one is a change of all: they are
+    /// read again until they fit each other.
+    pub fn load_all(
+        first: &Path,
+        secrecy: Secrecy,
+        others: Vec<(PathBuf, Secrecy)>,
+        parse: impl Fn(&[Zeroizing<String>]) -> Result<T, Malformed> + Send + Sync + 'static,
+    ) -> Result<Self, FileError> {
+        let files = files(first, secrecy, &others);
+        let (stamps, texts) = read_all(files)?;
         Ok(Self {
-            path: path.to_owned(),
+            first: first.to_owned(),
             secrecy,
-            parse,
-            current: ArcSwap::from_pointee(parse(&text)?),
-            seen: Mutex::new(stamp),
+            current: ArcSwap::from_pointee(parse(&texts)?),
+            parse: Box::new(parse),
+            seen: Mutex::new(stamps),
+            others,
         })
     }
 
@@ -82,28 +105,59 @@ impl<T> Watched<T> {
     pub fn current(&self) -> Guard<Arc<T>> {
         self.current.load()
     }
+
+    fn files(&self) -> impl Iterator<Item = (&Path, Secrecy)> {
+        files(&self.first, self.secrecy, &self.others)
+    }
 }
 
-impl<T: Send + Sync> Refresh for Watched<T> {
+fn files<'a>(
+    first: &'a Path,
+    secrecy: Secrecy,
+    others: &'a [(PathBuf, Secrecy)],
+) -> impl Iterator<Item = (&'a Path, Secrecy)> {
+    let others = others.iter().map(|(path, secrecy)| (&**path, *secrecy));
+    std::iter::once((first, secrecy)).chain(others)
+}
+
+/// The texts of `files`, and the stamps of the very files that were read.
+fn read_all<'a>(
+    files: impl Iterator<Item = (&'a Path, Secrecy)>,
+) -> Result<(Vec<Stamp>, Vec<Zeroizing<String>>), FileError> {
+    let read = files.enumerate().map(|(index, (path, secrecy))| {
+        read(path, secrecy).map_err(|error| match index {
+            0 => error,
+            _ => FileError::Beside(path.to_owned(), Box::new(error)),
+        })
+    });
+    let read: Result<Vec<_>, _> = read.collect();
+    Ok(read?.into_iter().unzip())
+}
+
+impl<T: Send + Sync + 'static> Refresh for Watched<T> {
     fn refresh(&self) -> Result<bool, FileError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if Stamp::of(&self.path.metadata()?) == *seen {
+        let now = self
+            .files()
+            .map(|(path, _)| path.metadata().map(|metadata| Stamp::of(&metadata)));
+        let now: Result<Vec<_>, _> = now.collect();
+        if now? == *seen {
             return Ok(false);
         }
-        let (stamp, text) = read(&self.path, self.secrecy)?;
-        self.current.store(Arc::new((self.parse)(&text)?));
-        *seen = stamp;
+        let (stamps, texts) = read_all(self.files())?;
+        self.current.store(Arc::new((self.parse)(&texts)?));
+        *seen = stamps;
         Ok(true)
     }
 
     fn path(&self) -> &Path {
-        &self.path
+        &self.first
     }
 }
 
 impl<T> fmt::Debug for Watched<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Watched").field(&self.path).finish()
+        f.debug_tuple("Watched").field(&self.first).finish()
     }
 }
 
@@ -122,6 +176,9 @@ pub enum FileError {
     /// Its text is not what it should be.
     #[error("{0}")]
     Malformed(#[from] Malformed),
+    /// Another file that belongs to it cannot be used.
+    #[error("with {0}: {1}")]
+    Beside(PathBuf, #[source] Box<Self>),
 }
 
 /// What is wrong with a file's text, and where. The sentence is ours and is fixed when the program
@@ -308,6 +365,34 @@ mod tests {
         assert!(matches!(load(&not_text), FileError::Malformed(_)));
         let long = write(&dir, "long", vec![b'\n'; MAX + 1]);
         assert!(matches!(load(&long), FileError::TooLong));
+    }
+
+    #[test]
+    fn files_that_belong_together_change_together() {
+        let dir = TempDir::new().unwrap();
+        let (first, second) = (write(&dir, "first", "1"), write(&dir, "second", "1"));
+        let others = vec![(second.clone(), Secrecy::Secret)];
+        let same = |texts: &[Zeroizing<String>]| match texts {
+            [first, second] if first == second => Ok(String::clone(first)),
+            _ => Err(Malformed {
+                line: None,
+                reason: "they differ",
+            }),
+        };
+        let pair = Watched::load_all(&first, Secrecy::Secret, others, same).unwrap();
+        assert!(!pair.refresh().unwrap());
+        fs::rename(write(&dir, "new", "2"), &first).unwrap();
+        let error = pair.refresh().unwrap_err();
+        assert_eq!(error.to_string(), "they differ");
+        assert_eq!(**pair.current(), "1");
+        fs::rename(write(&dir, "new", "2"), &second).unwrap();
+        assert!(pair.refresh().unwrap());
+        assert_eq!(**pair.current(), "2");
+        fs::remove_file(&second).unwrap();
+        assert!(pair.refresh().is_err());
+        fs::set_permissions(write(&dir, "second", "2"), PermissionsExt::from_mode(0o604)).unwrap();
+        let error = pair.refresh().unwrap_err().to_string();
+        assert!(error.contains("second: is open to others"), "{error}");
     }
 
     fn watch(path: &Path) -> Watched<Vec<u8>> {
