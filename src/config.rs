@@ -9,11 +9,14 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::domain::key::KeySpec;
+use crate::domain::caller::Actions;
+use crate::domain::identity::IdentityPattern;
+use crate::domain::key::{KeySpec, ProjectId};
 
 /// Everything the operator can choose.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -31,6 +34,12 @@ pub struct Config {
     /// Whether gRPC reflection tells the schema to anyone who asks.
     #[serde(default)]
     pub reflection: bool,
+    /// TLS for gRPC and REST; both are in plain text if absent.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Whether gRPC and REST may be in plain text where other machines reach them.
+    #[serde(default)]
+    pub allow_plaintext: bool,
     /// The file with the root key, made by `kmsgate root-key new`; not readable by others. Absent
     /// if the root key is in a [hardware module](Pkcs11).
     #[serde(default)]
@@ -63,6 +72,33 @@ pub struct Config {
     /// The region, told as `realm`.
     #[serde(default = "default_realm")]
     pub realm: String,
+}
+
+/// TLS for gRPC and REST. Its files are read again when one of them changes.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The server's certificate in PEM, and after it those between it and its CA.
+    pub certificate_file: PathBuf,
+    /// The certificate's private key in PEM; not readable by others.
+    pub private_key_file: PathBuf,
+    /// The CAs of clients in PEM; clients are asked for no certificate if absent.
+    #[serde(default)]
+    pub client_ca_file: Option<PathBuf>,
+    /// Whether a client may be without a certificate.
+    #[serde(default)]
+    pub client_certificates: ClientCertificates,
+}
+
+/// Whether a client may be without a certificate. One that it has must be good either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientCertificates {
+    /// It may, and then needs another credential.
+    #[default]
+    Optional,
+    /// It may not, whatever other credential it has.
+    Required,
 }
 
 /// A hardware module, over PKCS#11. Needs a program that was built with the feature `pkcs11`.
@@ -161,6 +197,43 @@ pub struct Auth {
     /// The file with access keys and secret keys; not readable by others. REST only.
     #[serde(default)]
     pub access_key_file: Option<PathBuf>,
+    /// Whom the identities of certificates stand for; the first that is for one decides.
+    #[serde(default)]
+    pub mtls: Vec<IdentityRule>,
+    /// Who is believed what it says of its clients' certificates.
+    #[serde(default)]
+    pub forwarded: Option<Forwarded>,
+}
+
+/// Whom an identity of a certificate stands for.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityRule {
+    /// A SPIFFE ID, all SPIFFE IDs below a path, or a DNS name.
+    #[serde(deserialize_with = "parsed")]
+    pub identity: IdentityPattern,
+    /// The project.
+    #[serde(deserialize_with = "parsed")]
+    pub project: ProjectId,
+    /// What it may do.
+    #[serde(deserialize_with = "actions")]
+    pub actions: Actions,
+}
+
+/// Proxies that tell the certificates of their clients in `x-forwarded-client-cert`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forwarded {
+    /// Where they connect from. Others that send the header are refused.
+    pub peers: Vec<ForwardedPeer>,
+}
+
+/// Where a proxy connects from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedPeer {
+    /// This machine, over TCP.
+    Loopback,
 }
 
 /// Where events go.
@@ -231,9 +304,8 @@ impl Config {
     /// Parses the text of a configuration file.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text)?;
-        if config.auth.token_file.is_none() && config.auth.access_key_file.is_none() {
-            return Err(ConfigError::NoCredentials);
-        }
+        config.check_listeners()?;
+        config.check_credentials()?;
         config.crypto.check()?;
         let in_token = config.pkcs11.as_ref().and_then(|it| it.root_key.as_ref());
         if config.root_key_file.is_some() == in_token.is_some() {
@@ -245,6 +317,44 @@ impl Config {
             None if has_keys => Err(ConfigError::NoModule),
             Some(_) if in_token.is_none() && !has_keys => Err(ConfigError::IdleModule),
             _ => Ok(config),
+        }
+    }
+}
+
+impl Config {
+    /// Refuses plain text where other machines reach it, unless that is what was asked for.
+    fn check_listeners(&self) -> Result<(), ConfigError> {
+        let open = [self.grpc, self.rest]
+            .into_iter()
+            .find(|address| !address.ip().is_loopback());
+        match (&self.tls, open) {
+            (None, Some(address)) if !self.allow_plaintext => Err(ConfigError::Plaintext(address)),
+            (Some(_), _) if self.allow_plaintext => Err(ConfigError::PlaintextAndTls),
+            (Some(tls), _)
+                if tls.client_ca_file.is_none()
+                    && tls.client_certificates == ClientCertificates::Required =>
+            {
+                Err(ConfigError::NoClientCa)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses credentials that let nobody in.
+    fn check_credentials(&self) -> Result<(), ConfigError> {
+        let auth = &self.auth;
+        let certificates = self
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.client_ca_file.is_some());
+        let told = auth.forwarded.is_some();
+        match auth.mtls.is_empty() {
+            false if !certificates && !told => Err(ConfigError::NoCertificates),
+            true if told => Err(ConfigError::NoIdentities),
+            true if auth.token_file.is_none() && auth.access_key_file.is_none() => {
+                Err(ConfigError::NoCredentials)
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -335,8 +445,26 @@ pub enum ConfigError {
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
     /// Nobody could ever be let in.
-    #[error("auth: name a token_file or an access_key_file, or nobody is let in")]
+    #[error("auth: name a token_file, an access_key_file or [[auth.mtls]], or nobody is let in")]
     NoCredentials,
+    /// Others could read what callers send.
+    #[error(
+        "{0} is not on loopback: give it a [tls] section, or say allow_plaintext = true if something \
+         in front of it encrypts"
+    )]
+    Plaintext(SocketAddr),
+    /// Both cannot be.
+    #[error("allow_plaintext is for a server without a [tls] section")]
+    PlaintextAndTls,
+    /// No client certificate could be good.
+    #[error("tls: client_certificates = \"required\" needs a client_ca_file")]
+    NoClientCa,
+    /// Nothing tells an identity.
+    #[error("auth.mtls: needs a client_ca_file under [tls], or an [auth.forwarded] section")]
+    NoCertificates,
+    /// What is told stands for nobody.
+    #[error("auth.forwarded: needs [[auth.mtls]] rules that say whom an identity stands for")]
+    NoIdentities,
     /// There is no root key, or there are two.
     #[error("name one root key: root_key_file, or root_key under [pkcs11]")]
     RootKey,
@@ -384,6 +512,32 @@ fn default_realm() -> String {
 
 fn count(number: usize) -> NonZeroUsize {
     NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Reads a value from its text.
+fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: std::fmt::Display>,
+{
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(serde::de::Error::custom)
+}
+
+/// Reads actions by their documented names, and patterns of them.
+fn actions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Actions, D::Error> {
+    let patterns = Vec::<String>::deserialize(deserializer)?;
+    if patterns.is_empty() {
+        return Err(serde::de::Error::custom("actions is empty"));
+    }
+    patterns
+        .iter()
+        .try_fold(Actions::default(), |all, pattern| {
+            let named = Actions::matching(pattern);
+            let named =
+                named.map_err(|_| serde::de::Error::custom(format!("no action {pattern:?}")));
+            Ok(all.union(named?))
+        })
 }
 
 /// Reads key specs by their documented names.
@@ -561,6 +715,98 @@ mod tests {
         assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
         for bad in ["", "5", "s", "-5s", "1.5s", "5h", "99999999999999999999s"] {
             assert_eq!(parse_duration(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn plain_text_stays_on_loopback_unless_somebody_says_otherwise() {
+        let tls = "[tls]\ncertificate_file = \"c\"\nprivate_key_file = \"k\"\n";
+        for (first, last, expected) in [
+            ("grpc = \"[::1]:1\"\nrest = \"127.1.2.3:1\"", "", None),
+            ("admin = \"0.0.0.0:1\"", "", None),
+            (
+                "grpc = \"0.0.0.0:1\"",
+                "",
+                Some("0.0.0.0:1 is not on loopback"),
+            ),
+            ("rest = \"[::]:1\"", "", Some("[::]:1 is not on loopback")),
+            ("rest = \"[::]:1\"\nallow_plaintext = true", "", None),
+            ("rest = \"[::]:1\"", tls, None),
+            (
+                "allow_plaintext = true",
+                tls,
+                Some("for a server without a [tls]"),
+            ),
+        ] {
+            expect(&format!("{first}\n{SMALLEST}\n{last}"), expected);
+        }
+    }
+
+    #[test]
+    fn certificates_stand_for_somebody_and_come_from_somewhere() {
+        let rule =
+            "[[auth.mtls]]\nidentity = \"dns:a.b\"\nproject = \"p\"\nactions = [\"kms:*\"]\n";
+        let told = "[auth.forwarded]\npeers = [\"loopback\"]\n";
+        let tls = "[tls]\ncertificate_file = \"c\"\nprivate_key_file = \"k\"\n";
+        let clients = "client_ca_file = \"a\"\n";
+        let required = "client_certificates = \"required\"\n";
+        // Tables, because an inline one cannot be added to.
+        let token = SMALLEST.replace(
+            "auth = { token_file = \"/etc/kmsgate/tokens.toml\" }",
+            "[auth]\ntoken_file = \"t\"\n",
+        );
+        let none = token.replace("token_file = \"t\"", "");
+        let rule_with = |from: &str, to: &str| rule.replace(from, to);
+        for (text, expected) in [
+            (format!("{none}{rule}{tls}{clients}"), None),
+            (format!("{none}{rule}{told}"), None),
+            (format!("{token}{tls}{clients}{required}"), None),
+            (format!("{none}{tls}{clients}"), Some("nobody is let in")),
+            (
+                format!("{token}{rule}"),
+                Some("auth.mtls: needs a client_ca_file"),
+            ),
+            (
+                format!("{token}{rule}{tls}"),
+                Some("auth.mtls: needs a client_ca_file"),
+            ),
+            (
+                format!("{token}{told}"),
+                Some("auth.forwarded: needs [[auth.mtls]]"),
+            ),
+            (
+                format!("{token}{tls}{required}"),
+                Some("needs a client_ca_file"),
+            ),
+            (
+                format!("{none}{told}{}", rule_with("dns:a.b", "a.b")),
+                Some("expected spiffe://"),
+            ),
+            (
+                format!("{none}{told}{}", rule_with("\"p\"", "\"p q\"")),
+                Some("project"),
+            ),
+            (
+                format!("{none}{told}{}", rule_with("kms:*", "kms:all")),
+                Some("no action \"kms:all\""),
+            ),
+            (
+                format!("{none}{told}{}", rule_with("\"kms:*\"", "")),
+                Some("actions is empty"),
+            ),
+        ] {
+            expect(&text, expected);
+        }
+    }
+
+    /// That a text is a configuration, or is refused with a sentence that has `expected` in it.
+    fn expect(text: &str, expected: Option<&str>) {
+        match (Config::parse(text), expected) {
+            (Ok(_), None) => {}
+            (Err(error), Some(sentence)) => {
+                assert!(error.to_string().contains(sentence), "{text}: {error}");
+            }
+            (parsed, _) => panic!("{text}: {parsed:?}"),
         }
     }
 

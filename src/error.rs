@@ -289,7 +289,9 @@ impl From<AuthError> for Error {
             AuthError::Missing => {
                 Self::from(Kind::Unauthenticated).detail("x-auth-token not found")
             }
-            AuthError::BadSignature(part) => Self::from(Kind::Unauthenticated).detail(part),
+            AuthError::BadSignature(what) | AuthError::BadCertificate(what) => {
+                Self::from(Kind::Unauthenticated).detail(what)
+            }
             AuthError::InvalidToken => Kind::InvalidToken.into(),
             AuthError::ExpiredToken => Kind::ExpiredToken.into(),
         }

@@ -89,6 +89,23 @@ fn the_configurations_in_the_documentation_parse() {
     }
 }
 
+#[test]
+fn the_sections_in_the_readme_parse() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let blocks = readme.split("\n```toml\n").skip(1);
+    let blocks: Vec<&str> = blocks.map(|it| it.split_once("```").unwrap().0).collect();
+    let sections = ["[tls]", "[[auth.mtls]]"].map(|section| {
+        let mut found = blocks.iter().filter(|block| block.starts_with(section));
+        *found.next().unwrap()
+    });
+    let config = format!(
+        "root_key_file = \"r\"\nstore = {{ kind = \"memory\" }}\n{}",
+        sections.concat()
+    );
+    let config = Config::parse(&config).unwrap();
+    assert_eq!(config.auth.mtls.len(), 3);
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -105,11 +122,14 @@ fn settings() -> Vec<(&'static str, String)> {
         ("", ""),
         ("store", "kind = \"memory\", "),
         ("store", "kind = \"sqlite\", "),
+        ("tls", ""),
         ("pkcs11", ""),
         ("crypto", ""),
         ("crypto.providers", "kind = \"aws-lc-rs\", "),
         ("crypto.providers", "kind = \"rustcrypto\", "),
         ("auth", ""),
+        ("auth.mtls", ""),
+        ("auth.forwarded", ""),
         ("audit", "kind = \"stdout\", "),
         ("audit", "kind = \"file\", "),
         ("log", ""),
@@ -133,7 +153,7 @@ fn settings() -> Vec<(&'static str, String)> {
 /// A section that holds `settings`, or its one entry if it is a list.
 fn entry(section: &str, settings: &str) -> String {
     match section {
-        "crypto.providers" => format!("{section} = [{{ {settings} }}]"),
+        "crypto.providers" | "auth.mtls" => format!("{section} = [{{ {settings} }}]"),
         _ => format!("{section} = {{ {settings} }}"),
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::{HeaderMap, Method, Uri};
 
+use crate::auth::mtls::Certificate;
 use crate::domain::caller::Caller;
 
 pub mod aksk;
@@ -23,6 +24,7 @@ mod date;
 mod entry;
 pub mod file;
 mod hex;
+pub mod mtls;
 pub mod policy;
 pub mod token;
 
@@ -53,15 +55,20 @@ pub struct Evidence<'a> {
 }
 
 /// The other end of a connection: what all its requests have in common.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Peer {
     /// Its address; none on a Unix socket.
     pub address: Option<SocketAddr>,
+    /// The certificate that it has proven to own.
+    pub certificate: Option<Certificate>,
 }
 
 impl Peer {
     /// The other end of a Unix socket, of which nothing is known.
-    pub const UNIX: Self = Self { address: None };
+    pub const UNIX: Self = Self {
+        address: None,
+        certificate: None,
+    };
 }
 
 /// Authenticators in the order in which they are asked.
@@ -108,6 +115,9 @@ pub enum AuthError {
     /// what was sent.
     #[error("{0}")]
     BadSignature(&'static str),
+    /// Its certificate, or what a proxy says of one, does not hold. The text says why.
+    #[error("{0}")]
+    BadCertificate(&'static str),
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! A client of a running server, for the commands that talk to one.
 
+use std::error::Error as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -13,6 +14,7 @@ use tonic_health::pb::health_client::HealthClient;
 use zeroize::Zeroizing;
 
 use crate::cli::{Failure, say};
+use crate::error::Causes;
 use crate::grpc::pb::crypto_service_client::CryptoServiceClient;
 use crate::grpc::pb::key_service_client::KeyServiceClient;
 
@@ -20,7 +22,7 @@ use crate::grpc::pb::key_service_client::KeyServiceClient;
 #[derive(Debug, Args)]
 pub(super) struct Connection {
     /// The gRPC address of the server, such as http://127.0.0.1:9090
-    #[arg(long, value_name = "URL", requires = "token_file", global = true)]
+    #[arg(long, value_name = "URL", global = true)]
     server: Option<String>,
     /// The file that holds the token, and nothing else
     #[arg(long, value_name = "FILE", requires = "server", global = true)]
@@ -33,29 +35,62 @@ pub(super) struct Connection {
         global = true
     )]
     dev: PathBuf,
+    #[command(flatten)]
+    tls: TlsFiles,
+}
+
+/// How an https server is known, and what certificate it is shown.
+#[derive(Debug, Args)]
+pub(super) struct TlsFiles {
+    /// The CAs by which an https server is known, in PEM
+    #[arg(long, value_name = "FILE", global = true)]
+    ca_file: Option<PathBuf>,
+    /// The client certificate to show, in PEM, and after it those between it and its CA
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "private_key_file",
+        global = true
+    )]
+    certificate_file: Option<PathBuf>,
+    /// The client certificate's private key, in PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "certificate_file",
+        global = true
+    )]
+    private_key_file: Option<PathBuf>,
 }
 
 /// The services of a server, and the credential for them.
 pub(super) struct Client {
     pub(super) crypto: CryptoServiceClient<Channel>,
     pub(super) keys: KeyServiceClient<Channel>,
-    token: MetadataValue<Ascii>,
+    token: Option<MetadataValue<Ascii>>,
 }
 
 impl Connection {
     /// Connects to the server.
     pub(super) async fn open(&self) -> Result<Client, Failure> {
         let (server, token) = match (&self.server, &self.token_file) {
-            (Some(server), Some(file)) => {
-                let token = fs::read_to_string(file)
-                    .map_err(|error| format!("{}: {error}", file.display()))?;
-                (server.clone(), Zeroizing::new(token))
+            (Some(server), Some(file)) => (server.clone(), Some(read(file)?)),
+            (Some(server), None) if self.tls.certificate_file.is_some() => (server.clone(), None),
+            (Some(_), None) => {
+                return Err("--server needs a --token-file, or a --certificate-file".into());
             }
-            _ => self.dev()?,
+            (None, _) => {
+                let (server, token) = self.dev()?;
+                (server, Some(token))
+            }
         };
-        let mut token: MetadataValue<Ascii> = token.trim().parse()?;
-        token.set_sensitive(true);
-        let channel = connect(&server).await?;
+        let token = token.map(|token| {
+            let mut token: MetadataValue<Ascii> = token.trim().parse()?;
+            token.set_sensitive(true);
+            Ok::<_, Failure>(token)
+        });
+        let token = token.transpose()?;
+        let channel = self.tls.connect(&server).await?;
         Ok(Client {
             crypto: CryptoServiceClient::new(channel.clone()),
             keys: KeyServiceClient::new(channel),
@@ -96,16 +131,56 @@ impl Client {
     /// A request with the credential.
     pub(super) fn ask<M>(&self, message: M) -> Request<M> {
         let mut request = Request::new(message);
-        request
-            .metadata_mut()
-            .insert("x-auth-token", self.token.clone());
+        if let Some(token) = &self.token {
+            let headers = request.metadata_mut();
+            headers.insert("x-auth-token", token.clone());
+        }
         request
     }
 }
 
+impl TlsFiles {
+    /// Whether a server is shown a certificate.
+    pub(super) const fn has_certificate(&self) -> bool {
+        self.certificate_file.is_some()
+    }
+
+    /// A server that can be connected to.
+    pub(super) fn endpoint(&self, server: &str) -> Result<Endpoint, Failure> {
+        let endpoint = Endpoint::from_shared(server.to_owned())?;
+        if endpoint.uri().scheme_str() != Some("https") {
+            return match (&self.ca_file, &self.certificate_file) {
+                (None, None) => Ok(endpoint),
+                _ => Err(format!("{server} is not https, so no certificate has a use").into()),
+            };
+        }
+        let Some(ca_file) = &self.ca_file else {
+            return Err(format!("{server} is https: name its CA with --ca-file").into());
+        };
+        let mut tls =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&*read(ca_file)?));
+        if let (Some(chain), Some(key)) = (&self.certificate_file, &self.private_key_file) {
+            tls = tls.identity(Identity::from_pem(&*read(chain)?, &*read(key)?));
+        }
+        let endpoint = endpoint.tls_config(tls);
+        endpoint
+            .map_err(|error| format!("a file that was named for TLS: {}", Causes(&error)).into())
+    }
+
+    async fn connect(&self, server: &str) -> Result<Channel, Failure> {
+        let connected = self.endpoint(server)?.connect().await;
+        connected.map_err(|error| format!("cannot reach {server}: {}", Causes(&error)).into())
+    }
+}
+
+fn read(file: &Path) -> Result<Zeroizing<String>, Failure> {
+    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    Ok(Zeroizing::new(text))
+}
+
 /// Says whether a server serves.
-pub(super) async fn health(server: &str) -> Result<(), Failure> {
-    let mut client = HealthClient::new(connect(server).await?);
+pub(super) async fn health(server: &str, tls: &TlsFiles) -> Result<(), Failure> {
+    let mut client = HealthClient::new(tls.connect(server).await?);
     let answer = client
         .check(HealthCheckRequest::default())
         .await
@@ -116,17 +191,14 @@ pub(super) async fn health(server: &str) -> Result<(), Failure> {
     say("serving")
 }
 
-async fn connect(server: &str) -> Result<Channel, Failure> {
-    let connected = Endpoint::from_shared(server.to_owned())?.connect().await;
-    connected.map_err(|_| format!("cannot reach {server}").into())
-}
-
 /// A failure of a call as a person reads it: the documented code and sentence.
 #[expect(clippy::needless_pass_by_value, reason = "an argument of map_err")]
 pub(super) fn told(status: Status) -> Failure {
     let code = crate::grpc::status::code(&status);
-    match code {
-        Some(code) => format!("{code}: {}", status.message()).into(),
-        None => format!("{:?}: {}", status.code(), status.message()).into(),
+    match (code, status.source()) {
+        (Some(code), _) => format!("{code}: {}", status.message()).into(),
+        // A connection that failed, as a refused certificate is with TLS 1.3.
+        (None, Some(cause)) => format!("{:?}: {}", status.code(), Causes(cause)).into(),
+        (None, None) => format!("{:?}: {}", status.code(), status.message()).into(),
     }
 }

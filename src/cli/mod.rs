@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::cli::client::Connection;
+use crate::cli::client::{Connection, TlsFiles};
 use crate::cli::data::{Decrypt, Encrypt};
 use crate::cli::key::KeyCommand;
 
@@ -92,12 +92,23 @@ struct Serve {
 
 #[derive(Debug, Args)]
 struct Gateway {
-    /// The gRPC address of the remote kmsgate, such as http://kmsgate:9090
+    /// The gRPC address of the remote kmsgate, such as https://kmsgate:9090
     #[arg(long, value_name = "URL")]
     upstream: String,
+    #[command(flatten)]
+    upstream_tls: TlsFiles,
     /// Where REST is served
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     rest: SocketAddr,
+    /// The certificate under which REST is served, in PEM; it is read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
+    tls_certificate_file: Option<PathBuf>,
+    /// That certificate's private key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate_file")]
+    tls_private_key_file: Option<PathBuf>,
+    /// Serve REST in plain text also where other machines reach it
+    #[arg(long, conflicts_with = "tls_certificate_file")]
+    allow_plaintext: bool,
     /// Where liveness, readiness and metrics are served
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9100")]
     admin: SocketAddr,
@@ -137,6 +148,8 @@ struct Health {
     /// The gRPC address of the server; a health check needs no credential
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090")]
     server: String,
+    #[command(flatten)]
+    tls: TlsFiles,
 }
 
 impl Cli {
@@ -161,7 +174,9 @@ impl Cli {
             } => runtime()?.block_on(command.run(&connection)),
             Command::Encrypt(encrypt) => runtime()?.block_on(encrypt.run()),
             Command::Decrypt(decrypt) => runtime()?.block_on(decrypt.run()),
-            Command::Health(Health { server }) => runtime()?.block_on(client::health(&server)),
+            Command::Health(Health { server, tls }) => {
+                runtime()?.block_on(client::health(&server, &tls))
+            }
         }
     }
 }

@@ -6,12 +6,12 @@ use std::io::Read;
 use std::path::Path;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::transport::Endpoint;
 
 use crate::auth::token;
 use crate::cli::{Failure, Gateway, say};
-use crate::config::{Config, Log, LogFormat, parse_duration};
+use crate::config::{ClientCertificates, Config, Log, LogFormat, Tls, parse_duration};
 use crate::crypto::root::RootKey;
+use crate::gateway::Upstream;
 use crate::server::{self, Listeners, Server};
 use crate::telemetry;
 
@@ -36,12 +36,35 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
     let timeout = parse_duration(&asked.timeout)
         .ok_or("--timeout: expected a whole number and ms, s or m, such as 10s")?;
     let stop = stop_signal()?;
-    let channel = Endpoint::from_shared(asked.upstream.clone())?
-        .connect_timeout(timeout)
-        .connect_lazy();
+    let files = (&asked.tls_certificate_file, &asked.tls_private_key_file);
+    let tls = match files {
+        (Some(certificate), Some(key)) => Some(Tls {
+            certificate_file: certificate.clone(),
+            private_key_file: key.clone(),
+            client_ca_file: None,
+            client_certificates: ClientCertificates::Optional,
+        }),
+        _ => None,
+    };
+    if tls.is_none() && !asked.allow_plaintext && !asked.rest.ip().is_loopback() {
+        let rest = asked.rest;
+        return Err(format!(
+            "{rest} is not on loopback: name a --tls-certificate-file, or say --allow-plaintext if \
+             something in front of it encrypts"
+        )
+        .into());
+    }
+    let upstream = asked.upstream_tls.endpoint(&asked.upstream)?;
+    let upstream = upstream.connect_timeout(timeout).connect_lazy();
+    let upstream = Upstream::new(upstream, timeout);
+    let upstream = if asked.upstream_tls.has_certificate() {
+        upstream.with_certificate()
+    } else {
+        upstream
+    };
     let rest = server::bind(asked.rest).await?;
     let admin = server::bind(asked.admin).await?;
-    server::serve_gateway(rest, admin, channel, timeout, stop).await?;
+    server::serve_gateway(rest, tls.as_ref(), admin, upstream, stop).await?;
     Ok(())
 }
 

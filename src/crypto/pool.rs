@@ -158,7 +158,7 @@ impl Shared {
             kept.answers.extend(job.work.run());
             // A low priority makes a thread's turns rarer and not shorter: without this, what a tick of
             // the kernel lasts (4 ms) is what a request may wait behind private keys.
-            std::thread::yield_now();
+            thread::yield_now();
             if kept.cost >= TOGETHER {
                 kept.hand_over();
             }

@@ -7,6 +7,7 @@ pub mod algorithm;
 pub mod caller;
 pub mod cost;
 pub mod frame;
+pub mod identity;
 pub mod key;
 pub mod request;
 pub mod secret;

@@ -54,6 +54,7 @@ pub struct Upstream {
     crypto: CryptoServiceClient<Checked>,
     keys: KeyServiceClient<Checked>,
     timeout: Duration,
+    has_certificate: bool,
 }
 
 impl Upstream {
@@ -68,6 +69,17 @@ impl Upstream {
             crypto: CryptoServiceClient::new(channel.clone()).max_decoding_message_size(MAX_DATA),
             keys: KeyServiceClient::new(channel).max_decoding_message_size(MAX_PAGE),
             timeout,
+            has_certificate: false,
+        }
+    }
+
+    /// Says that the channel shows the upstream a certificate. That is the gateway's and stands for
+    /// no caller, so a request without a credential of its own is refused here.
+    #[must_use]
+    pub fn with_certificate(self) -> Self {
+        Self {
+            has_certificate: true,
+            ..self
         }
     }
 
@@ -79,6 +91,10 @@ impl Upstream {
             for value in theirs.get_all(name) {
                 ours.append(name, value.clone());
             }
+        }
+        let named = ours.contains_key("x-auth-token") || ours.contains_key("authorization");
+        if self.has_certificate && !named {
+            return Err(Error::from(Kind::Unauthenticated).detail("x-auth-token not found"));
         }
         if is_signed(&ours) {
             return Err(Error::from(Kind::Unauthenticated).detail(

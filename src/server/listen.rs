@@ -1,8 +1,8 @@
 //! Accepting connections, and letting them end.
 //!
-//! One loop serves every listener: HTTP/1.1 and HTTP/2 in plain text, each connection in a task of
-//! its own. A connection that never speaks, speaks too slowly, or has silently gone is closed; none
-//! holds up another.
+//! One loop serves every listener: HTTP/1.1 and HTTP/2, over TLS or in plain text, each connection
+//! in a task of its own, its handshake too. A connection that never speaks, speaks too slowly, or has
+//! silently gone is closed; none holds up another.
 //!
 //! Most requests are answered in a few microseconds, which is less than it costs to hand them to
 //! another task and to write each answer by itself. So the requests that one reading brought are
@@ -25,14 +25,15 @@ use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_rustls::server::TlsStream;
 
 use crate::auth::Peer;
 use crate::server::front::Body;
+use crate::server::tls::Acceptor;
 
 /// How long a client may take to send its first bytes.
 const FIRST_WORDS: Duration = Duration::from_secs(10);
@@ -72,9 +73,11 @@ pub(super) trait Answer: Send + Sync + 'static {
     ) -> impl Future<Output = Response<Body>> + Send;
 }
 
-/// Serves `listener` until `stop` turns true, then lets open requests end within `drain`.
+/// Serves `listener`, behind `tls` if there is any, until `stop` turns true, then lets open requests
+/// end within `drain`.
 pub(super) async fn serve(
     listener: TcpListener,
+    tls: Option<Acceptor>,
     answer: impl Answer,
     mut stop: watch::Receiver<bool>,
     drain: Duration,
@@ -94,52 +97,36 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let answer = Arc::clone(&answer);
+        let (answer, tls) = (Arc::clone(&answer), tls.clone());
         let watcher = graceful.watcher();
-        let stop = stop.clone();
+        let mut stop = stop.clone();
         tokio::spawn(async move {
             // Small answers must not wait for more.
             let _ = stream.set_nodelay(true);
-            let in_work = Arc::new(AtomicUsize::new(0));
-            let counted = Arc::clone(&in_work);
-            let peer = Peer {
+            let mut peer = Peer {
                 address: Some(address),
+                certificate: None,
             };
-            let shared = Arc::new((answer, peer));
-            let service = service_fn(move |request| {
-                let shared = Arc::clone(&shared);
-                let place = Place::take(&counted);
-                async move {
-                    let (answer, peer) = &*shared;
-                    let answered = answer.answer(peer, request).await;
-                    drop(place);
-                    Ok::<_, Infallible>(answered)
-                }
-            });
-            let turn = InTurn::new();
-            let io = Corked::new(stream, turn.clone());
-            let (read, out) = (Arc::clone(&io.read), Arc::clone(&io.out));
-            let builder = builder(turn.clone());
-            let connection = builder.serve_connection(TokioIo::new(io), service);
-            let mut connection = pin!(watcher.watch(connection.into_owned()));
-            let connection = poll_fn(move |context| {
-                turn.begin();
-                let polled = connection.as_mut().poll(context);
-                let mut out = lock(&out);
-                out.next = Out::TOGETHER;
-                match out.send(context) {
-                    Poll::Ready(Err(error)) if polled.is_pending() => {
-                        Poll::Ready(Err(error.into()))
+            let stream = match tls {
+                None => Stream::Tcp(stream),
+                Some(tls) => {
+                    let accepted = tokio::select! {
+                        accepted = tls.accept(stream) => accepted,
+                        _ = stop.wait_for(|stop| *stop) => return,
+                    };
+                    match accepted {
+                        Ok((stream, certificate)) => {
+                            peer.certificate = certificate;
+                            Stream::Tls(Box::new(stream))
+                        }
+                        Err(error) => {
+                            tracing::debug!(%error, %address, "a TLS handshake failed");
+                            return;
+                        }
                     }
-                    _ => polled,
                 }
-            });
-            let ended = tokio::select! {
-                ended = connection => ended,
-                () = silence(&read) => return,
-                () = idle_after(stop, &in_work) => return,
             };
-            if let Err(error) = ended {
+            if let Err(error) = converse(stream, peer, answer, watcher, stop).await {
                 tracing::debug!(error, "a connection ended badly");
             }
         });
@@ -150,6 +137,50 @@ pub(super) async fn serve(
         .is_err()
     {
         tracing::warn!("requests were still in work when the drain time was over");
+    }
+}
+
+/// Answers the requests of one connection until it ends, or has nothing more to say.
+async fn converse(
+    stream: Stream,
+    peer: Peer,
+    answer: Arc<impl Answer>,
+    watcher: Watcher,
+    stop: watch::Receiver<bool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let in_work = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&in_work);
+    let shared = Arc::new((answer, peer));
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&shared);
+        let place = Place::take(&counted);
+        async move {
+            let (answer, peer) = &*shared;
+            let answered = answer.answer(peer, request).await;
+            drop(place);
+            Ok::<_, Infallible>(answered)
+        }
+    });
+    let turn = InTurn::new();
+    let io = Corked::new(stream, turn.clone());
+    let (read, wire) = (Arc::clone(&io.read), Arc::clone(&io.wire));
+    let builder = builder(turn.clone());
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(watcher.watch(connection.into_owned()));
+    let connection = poll_fn(move |context| {
+        turn.begin();
+        let polled = connection.as_mut().poll(context);
+        let mut wire = lock(&wire);
+        wire.next = Wire::TOGETHER;
+        match wire.send(context) {
+            Poll::Ready(Err(error)) if polled.is_pending() => Poll::Ready(Err(error.into())),
+            _ => polled,
+        }
+    });
+    tokio::select! {
+        ended = connection => ended,
+        () = silence(&read) => Ok(()),
+        () = idle_after(stop, &in_work) => Ok(()),
     }
 }
 
@@ -283,24 +314,29 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for InTurn {
 /// turn is over, and counts the bytes that were read from it.
 ///
 /// The HTTP library flushes after each answer, which would ask the system once for each. So flushing
-/// seldom does anything here, and whoever polls the connection [sends](Out::send) afterwards what is
+/// seldom does anything here, and whoever polls the connection [sends](Wire::send) afterwards what is
 /// left.
 struct Corked {
-    stream: OwnedReadHalf,
     read: Arc<AtomicUsize>,
-    out: Arc<Mutex<Out>>,
+    wire: Arc<Mutex<Wire>>,
     turn: InTurn,
 }
 
-/// What is to be sent.
-struct Out {
-    stream: OwnedWriteHalf,
-    bytes: BytesMut,
+/// A stream, and what is to be sent on it.
+struct Wire {
+    stream: Stream,
+    out: BytesMut,
     /// After how many requests of this turn something is sent before its end.
     next: usize,
 }
 
-impl Out {
+/// What a connection is made of.
+enum Stream {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Wire {
     /// How many answers leave together. Were it all that a turn brings, a client would have nothing
     /// to do while its requests are answered, and the server nothing while the client reads.
     const TOGETHER: usize = 4;
@@ -313,23 +349,30 @@ impl Out {
 
     /// Sends what has come together.
     fn send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.bytes.is_empty() {
-            let stream = Pin::new(&mut self.stream);
-            let sent = ready!(stream.poll_write(context, &self.bytes))?;
+        while !self.out.is_empty() {
+            let sent = match &mut self.stream {
+                Stream::Tcp(stream) => Pin::new(stream).poll_write(context, &self.out),
+                Stream::Tls(stream) => Pin::new(stream).poll_write(context, &self.out),
+            };
+            let sent = ready!(sent)?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.bytes.advance(sent);
+            self.out.advance(sent);
         }
-        if self.bytes.capacity() > Self::KEPT {
-            self.bytes = BytesMut::new();
+        if self.out.capacity() > Self::KEPT {
+            self.out = BytesMut::new();
         }
-        Poll::Ready(Ok(()))
+        match &mut self.stream {
+            Stream::Tcp(_) => Poll::Ready(Ok(())),
+            // TLS keeps what it has encrypted and the system has not taken.
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
     }
 
     /// Makes room, if the most that may wait is waiting.
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.bytes.len() < Self::MOST {
+        if self.out.len() < Self::MOST {
             return Poll::Ready(Ok(()));
         }
         self.send(context)
@@ -337,35 +380,36 @@ impl Out {
 }
 
 impl Corked {
-    fn new(stream: TcpStream, turn: InTurn) -> Self {
-        let (stream, out) = stream.into_split();
-        let out = Out {
-            stream: out,
-            bytes: BytesMut::new(),
-            next: Out::TOGETHER,
+    fn new(stream: Stream, turn: InTurn) -> Self {
+        let wire = Wire {
+            stream,
+            out: BytesMut::new(),
+            next: Wire::TOGETHER,
         };
         Self {
-            stream,
             read: Arc::default(),
-            out: Arc::new(Mutex::new(out)),
+            wire: Arc::new(Mutex::new(wire)),
             turn,
         }
     }
 }
 
 /// The connection's task alone takes the lock, so nobody waits for it.
-fn lock(out: &Mutex<Out>) -> MutexGuard<'_, Out> {
-    out.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
+    wire.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl AsyncRead for Corked {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let poll = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let poll = match &mut lock(&self.wire).stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        };
         self.read
             .fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
         poll
@@ -378,9 +422,9 @@ impl AsyncWrite for Corked {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let mut out = lock(&self.out);
-        ready!(out.poll_room(context))?;
-        out.bytes.extend_from_slice(bytes);
+        let mut wire = lock(&self.wire);
+        ready!(wire.poll_room(context))?;
+        wire.out.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -389,13 +433,13 @@ impl AsyncWrite for Corked {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut out = lock(&self.out);
-        ready!(out.poll_room(context))?;
-        let before = out.bytes.len();
+        let mut wire = lock(&self.wire);
+        ready!(wire.poll_room(context))?;
+        let before = wire.out.len();
         for slice in slices {
-            out.bytes.extend_from_slice(slice);
+            wire.out.extend_from_slice(slice);
         }
-        Poll::Ready(Ok(out.bytes.len() - before))
+        Poll::Ready(Ok(wire.out.len() - before))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -405,18 +449,21 @@ impl AsyncWrite for Corked {
     /// Sends the answers to some of many requests, and otherwise nothing: the turn is not over.
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let requests = self.turn.requests();
-        let mut out = lock(&self.out);
-        if requests < out.next {
+        let mut wire = lock(&self.wire);
+        if requests < wire.next {
             return Poll::Ready(Ok(()));
         }
-        out.next = requests + Out::TOGETHER;
-        out.send(context)
+        wire.next = requests + Wire::TOGETHER;
+        wire.send(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut out = lock(&self.out);
-        ready!(out.send(context))?;
-        Pin::new(&mut out.stream).poll_shutdown(context)
+        let mut wire = lock(&self.wire);
+        ready!(wire.send(context))?;
+        match &mut wire.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
     }
 }
 
@@ -588,7 +635,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, stop) = watch::channel(false);
-        let served = tokio::spawn(serve(listener, Fine, stop, Duration::from_secs(5)));
+        let served = tokio::spawn(serve(listener, None, Fine, stop, Duration::from_secs(5)));
         let client = TcpStream::connect(address).await.unwrap();
         let stop = Stop {
             address,

@@ -15,6 +15,7 @@
 mod admin;
 mod front;
 mod listen;
+mod tls;
 mod token;
 
 use std::fmt;
@@ -29,13 +30,13 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
-use tonic::transport::Channel;
 use tonic_health::ServingStatus;
 
 use crate::audit::Sink;
 use crate::audit::json_lines::JsonLines;
 use crate::auth::aksk::AccessKeys;
 use crate::auth::file::{FileError, Refresh};
+use crate::auth::mtls::{Believed, ClientCertificates, Forwarded, Rule, Rules};
 use crate::auth::policy::Policy;
 use crate::auth::token::Tokens;
 use crate::auth::{Authenticator, Chain};
@@ -55,7 +56,8 @@ use crate::grpc;
 use crate::grpc::pb::crypto_service_server::CryptoServiceServer;
 use crate::grpc::pb::key_service_server::KeyServiceServer;
 use crate::server::admin::Readiness;
-use crate::server::front::{Common, Front, Guard};
+use crate::server::front::{Common, Face, Front, Guard};
+use crate::server::tls::{Acceptor, Tls};
 use crate::server::token::Token;
 use crate::service::keyring::Keyring;
 use crate::service::{Context, Kms, NewKey, Sweep};
@@ -106,6 +108,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
 pub struct Server {
     kms: Arc<Kms>,
     chain: Chain,
+    tls: Option<Arc<Tls>>,
     files: Vec<Arc<dyn Refresh>>,
     audit: Arc<JsonLines>,
     token: Option<Token>,
@@ -138,7 +141,9 @@ impl Server {
                 Arc::new(store.map_err(|error| StartError::Store(shown(path), error))?)
             }
         };
-        let Credentials { chain, files } = load_credentials(config, &clock)?;
+        let Credentials { chain, mut files } = load_credentials(config, &clock)?;
+        let tls = load_tls(config.tls.as_ref())?;
+        files.extend(tls.iter().map(|tls| Arc::<Tls>::clone(tls) as _));
         let audit = Arc::new(open_audit(&config.audit)?);
         let limits = config.limits.clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -157,6 +162,7 @@ impl Server {
         Ok(Self {
             kms: Arc::new(kms),
             chain,
+            tls,
             files,
             audit,
             token,
@@ -253,9 +259,21 @@ impl Server {
         let grpc = Front::grpc(Arc::clone(&common), grpc, service);
         let rest = Front::rest(common, rest, direct);
         let patience = self.shutdown.drain;
+        let tls = |face| {
+            let tls = self.tls.as_ref().map(Arc::clone);
+            tls.map(|tls| Acceptor::new(tls, face))
+        };
+        let (grpc_tls, rest_tls) = (tls(Face::Grpc), tls(Face::Rest));
+        let (grpc_port, rest_port) = (listeners.grpc, listeners.rest);
         let serving = [
-            tokio::spawn(listen::serve(listeners.grpc, grpc, drain.clone(), patience)),
-            tokio::spawn(listen::serve(listeners.rest, rest, drain, patience)),
+            tokio::spawn(listen::serve(
+                grpc_port,
+                grpc_tls,
+                grpc,
+                drain.clone(),
+                patience,
+            )),
+            tokio::spawn(listen::serve(rest_port, rest_tls, rest, drain, patience)),
         ];
         let probes = admin::router(metrics, readiness.clone());
         let admin = tokio::spawn(axum::serve(listeners.admin, probes).into_future());
@@ -332,12 +350,10 @@ impl Server {
             "Events that the audit could not keep.",
             move || audit.lost(),
         );
-        let stale = Arc::clone(stale);
-        metrics.gauge(
-            "kmsgate_stale_credential_files",
-            "Changed credential files that cannot be used; their last good content stays.",
-            move || stale.load(Ordering::Relaxed),
-        );
+        tell_of_files(&mut metrics, stale);
+        if let Some(tls) = &self.tls {
+            tell_of_tls(&mut metrics, tls);
+        }
         if let Some(token) = token {
             metrics.gauge(
                 "kmsgate_pkcs11_token_there",
@@ -349,22 +365,53 @@ impl Server {
     }
 }
 
+fn tell_of_files(metrics: &mut Metrics, stale: &Arc<AtomicU64>) {
+    let stale = Arc::clone(stale);
+    metrics.gauge(
+        "kmsgate_stale_credential_files",
+        "Changed credential files that cannot be used; their last good content stays.",
+        move || stale.load(Ordering::Relaxed),
+    );
+}
+
+fn tell_of_tls(metrics: &mut Metrics, tls: &Arc<Tls>) {
+    let of = Arc::clone(tls);
+    metrics.counter(
+        "kmsgate_tls_failed_handshakes",
+        "TLS handshakes that failed, or took too long.",
+        move || of.failed(),
+    );
+    let of = Arc::clone(tls);
+    metrics.gauge(
+        "kmsgate_tls_certificate_not_after_seconds",
+        "When the server's certificate ends, in seconds since 1970.",
+        move || u64::try_from(of.not_after().0 / 1000).unwrap_or(0),
+    );
+}
+
 /// The names under which the health service answers: the server as a whole, and each service.
 const SERVICES: [&str; 3] = ["", "kmsgate.v1.CryptoService", "kmsgate.v1.KeyService"];
 
 /// Serves REST in front of a remote kmsgate until `stop` completes.
 pub async fn serve_gateway(
     rest: TcpListener,
+    tls: Option<&config::Tls>,
     admin_listener: TcpListener,
-    upstream: Channel,
-    timeout: Duration,
+    upstream: gateway::Upstream,
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let metrics = Arc::new(Metrics::new(front::names()));
+    let tls = load_tls(tls)?;
+    let stale = Arc::new(AtomicU64::new(0));
+    let mut metrics = Metrics::new(front::names());
+    if let Some(tls) = &tls {
+        tell_of_tls(&mut metrics, tls);
+        tell_of_files(&mut metrics, &stale);
+    }
+    let metrics = Arc::new(metrics);
     let limits = config::Limits::default();
     let drain_time = config::Shutdown::default().drain;
     let requests = Arc::clone(&metrics.requests);
-    let upstream = Arc::new(gateway::Upstream::new(upstream, timeout));
+    let upstream = Arc::new(upstream);
     let direct = gateway::Direct::new(Arc::<gateway::Upstream>::clone(&upstream));
     let router = gateway::router(Arc::clone(&upstream), upstream);
     let common = Arc::new(Common::new(None, requests, &limits));
@@ -376,7 +423,10 @@ pub async fn serve_gateway(
     };
     let (draining, drain) = watch::channel(false);
     let readiness = Readiness::stateless();
-    let serving = tokio::spawn(listen::serve(rest, front, drain, drain_time));
+    let files = tls.iter().map(|tls| Arc::<Tls>::clone(tls) as _).collect();
+    let refreshing = tokio::spawn(refresh(files, stale));
+    let tls = tls.map(|tls| Acceptor::new(tls, Face::Rest));
+    let serving = tokio::spawn(listen::serve(rest, tls, front, drain, drain_time));
     let probes = admin::router(metrics, readiness.clone());
     let admin = tokio::spawn(axum::serve(admin_listener, probes).into_future());
     serving_at.log();
@@ -385,6 +435,7 @@ pub async fn serve_gateway(
     readiness.stop();
     draining.send_replace(true);
     let _ = serving.await;
+    refreshing.abort();
     admin.abort();
     Ok(())
 }
@@ -415,6 +466,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     providers(&config.crypto, &root, token.as_ref())?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     load_credentials(config, &clock)?;
+    load_tls(config.tls.as_ref())?;
     Ok(())
 }
 
@@ -489,8 +541,38 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
         authenticators.push(Arc::<AccessKeys>::clone(&keys));
         files.push(keys);
     }
+    // After the headers' credentials: what a caller says is more than what its connection says.
+    let rules = config.auth.mtls.iter().map(|rule| Rule {
+        identity: rule.identity.clone(),
+        project: rule.project.clone(),
+        actions: rule.actions,
+    });
+    let rules = Arc::new(Rules::new(rules.collect()));
+    if config
+        .tls
+        .as_ref()
+        .is_some_and(|tls| tls.client_ca_file.is_some())
+    {
+        let clock = Arc::clone(clock);
+        authenticators.push(Arc::new(ClientCertificates::new(Arc::clone(&rules), clock)));
+    }
+    if let Some(forwarded) = &config.auth.forwarded {
+        let believed = Believed {
+            loopback: forwarded.peers.contains(&config::ForwardedPeer::Loopback),
+            unix: false,
+        };
+        authenticators.push(Arc::new(Forwarded::new(rules, believed)));
+    }
     let chain = Chain::new(authenticators);
     Ok(Credentials { chain, files })
+}
+
+fn load_tls(config: Option<&config::Tls>) -> Result<Option<Arc<Tls>>, StartError> {
+    let load = |tls: &config::Tls| {
+        let loaded = Tls::load(tls).map(Arc::new);
+        loaded.map_err(|error| StartError::File(shown(&tls.certificate_file), error))
+    };
+    config.map(load).transpose()
 }
 
 fn shown(path: &Path) -> String {
