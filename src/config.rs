@@ -5,17 +5,19 @@
 //! security setting must not be ignored. Values arrive in their final types, and nothing downstream
 //! checks them again. Secrets are named by path and never stand here.
 
-use std::collections::HashSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use http::Uri;
 use serde::{Deserialize, Deserializer};
 
 use crate::domain::caller::Actions;
 use crate::domain::identity::IdentityPattern;
+use crate::domain::jwt::Algorithm;
 use crate::domain::key::{KeySpec, ProjectId};
 
 /// Everything the operator can choose.
@@ -203,6 +205,55 @@ pub struct Auth {
     /// Who is believed what it says of its clients' certificates.
     #[serde(default)]
     pub forwarded: Option<Forwarded>,
+    /// Issuers of JSON Web Tokens.
+    #[serde(default)]
+    pub jwt: Vec<Jwt>,
+}
+
+/// An issuer of JSON Web Tokens.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Jwt {
+    /// Its name, exactly as `iss` has it.
+    pub issuer: String,
+    /// The file with its keys, a JWK Set. Others may read it and not write it.
+    #[serde(default)]
+    pub jwks_file: Option<PathBuf>,
+    /// The address of its keys, in place of a file. HTTPS, or HTTP on this machine.
+    #[serde(default, deserialize_with = "jwks_url")]
+    pub jwks_url: Option<Uri>,
+    /// The file with the certificates of the authorities that the address is trusted by; those that
+    /// the system trusts if absent.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// The file with the token that the address asks for.
+    #[serde(default)]
+    pub bearer_token_file: Option<PathBuf>,
+    /// Who its tokens may be for: `aud` has one of these.
+    pub audiences: Vec<String>,
+    /// How its tokens may be signed.
+    #[serde(default = "default_algorithms", deserialize_with = "algorithms")]
+    pub algorithms: Vec<Algorithm>,
+    /// How far its clock may be from ours; at most five minutes.
+    #[serde(default = "default_clock_skew", deserialize_with = "duration")]
+    pub clock_skew: Duration,
+    /// Who its callers are. The first rule that fits decides, and without one nobody is let in.
+    pub rules: Vec<JwtRule>,
+}
+
+/// Which claims make which caller.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JwtRule {
+    /// What a token must claim: by the claim's name, or a JSON Pointer into it, its text. A final `*`
+    /// stands for any rest.
+    pub claims: BTreeMap<String, String>,
+    /// The one project that its caller is for.
+    #[serde(deserialize_with = "parsed")]
+    pub project: ProjectId,
+    /// What its caller may do.
+    #[serde(deserialize_with = "actions")]
+    pub actions: Actions,
 }
 
 /// Whom an identity of a certificate stands for.
@@ -319,9 +370,38 @@ impl Config {
             _ => Ok(config),
         }
     }
-}
 
-impl Config {
+    /// Refuses kinds of credentials that nobody could use, or that contradict themselves.
+    fn check_credentials(&self) -> Result<(), ConfigError> {
+        let auth = &self.auth;
+        let certificates = self
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.client_ca_file.is_some());
+        let told = auth.forwarded.is_some();
+        if auth.mtls.is_empty() {
+            if told {
+                return Err(ConfigError::NoIdentities);
+            }
+            if auth.token_file.is_none() && auth.access_key_file.is_none() && auth.jwt.is_empty() {
+                return Err(ConfigError::NoCredentials);
+            }
+        } else if !certificates && !told {
+            return Err(ConfigError::NoCertificates);
+        }
+        let mut issuers = HashSet::new();
+        for jwt in &auth.jwt {
+            let wrong = jwt.mistake().or_else(|| {
+                let again = !issuers.insert(&jwt.issuer);
+                again.then_some("the issuer stands there twice")
+            });
+            if let Some(wrong) = wrong {
+                return Err(ConfigError::Jwt(jwt.issuer.clone(), wrong));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses plain text where other machines reach it, unless that is what was asked for.
     fn check_listeners(&self) -> Result<(), ConfigError> {
         let open = [self.grpc, self.rest]
@@ -339,25 +419,40 @@ impl Config {
             _ => Ok(()),
         }
     }
+}
 
-    /// Refuses credentials that let nobody in.
-    fn check_credentials(&self) -> Result<(), ConfigError> {
-        let auth = &self.auth;
-        let certificates = self
-            .tls
-            .as_ref()
-            .is_some_and(|tls| tls.client_ca_file.is_some());
-        let told = auth.forwarded.is_some();
-        match auth.mtls.is_empty() {
-            false if !certificates && !told => Err(ConfigError::NoCertificates),
-            true if told => Err(ConfigError::NoIdentities),
-            true if auth.token_file.is_none() && auth.access_key_file.is_none() => {
-                Err(ConfigError::NoCredentials)
-            }
-            _ => Ok(()),
+impl Jwt {
+    /// What is wrong with the settings, taken together.
+    fn mistake(&self) -> Option<&'static str> {
+        let printable = self.issuer.bytes().all(|byte| byte.is_ascii_graphic());
+        if !(1..=255).contains(&self.issuer.len()) || !printable {
+            return Some("an issuer is 1 to 255 printable characters without spaces");
         }
+        if self.jwks_file.is_some() == self.jwks_url.is_some() {
+            return Some("name its keys once: jwks_file, or jwks_url");
+        }
+        if self.jwks_file.is_some() && (self.ca_file.is_some() || self.bearer_token_file.is_some())
+        {
+            return Some("ca_file and bearer_token_file are for a jwks_url");
+        }
+        if self.audiences.is_empty() || self.audiences.iter().any(String::is_empty) {
+            return Some("name at least one audience, and none that is empty");
+        }
+        if self.clock_skew > MAX_CLOCK_SKEW {
+            return Some("clock_skew is more than 5m");
+        }
+        if self.rules.is_empty() {
+            return Some("name at least one of its rules, or nobody is let in");
+        }
+        if self.rules.iter().any(|rule| rule.claims.is_empty()) {
+            return Some("a rule names no claims; sub = \"*\" fits every token");
+        }
+        None
     }
 }
+
+/// The most that an issuer's clock may be from ours.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(300);
 
 impl Crypto {
     /// Refuses lists that say nothing, or something twice.
@@ -445,7 +540,9 @@ pub enum ConfigError {
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
     /// Nobody could ever be let in.
-    #[error("auth: name a token_file, an access_key_file or [[auth.mtls]], or nobody is let in")]
+    #[error(
+        "auth: name a token_file, an access_key_file, [[auth.mtls]] or [[auth.jwt]], or nobody is let in"
+    )]
     NoCredentials,
     /// Others could read what callers send.
     #[error(
@@ -465,6 +562,9 @@ pub enum ConfigError {
     /// What is told stands for nobody.
     #[error("auth.forwarded: needs [[auth.mtls]] rules that say whom an identity stands for")]
     NoIdentities,
+    /// The settings of an issuer contradict themselves.
+    #[error("auth.jwt {0:?}: {1}")]
+    Jwt(String, &'static str),
     /// There is no root key, or there are two.
     #[error("name one root key: root_key_file, or root_key under [pkcs11]")]
     RootKey,
@@ -510,6 +610,14 @@ fn default_realm() -> String {
     "local".to_owned()
 }
 
+fn default_algorithms() -> Vec<Algorithm> {
+    vec![Algorithm::Rs256, Algorithm::Es256]
+}
+
+fn default_clock_skew() -> Duration {
+    Duration::from_secs(30)
+}
+
 fn count(number: usize) -> NonZeroUsize {
     NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
 }
@@ -552,6 +660,48 @@ fn key_specs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Ke
         })
     });
     specs.collect::<Result<_, _>>().map(Some)
+}
+
+/// Reads signature algorithms by their registered names.
+fn algorithms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Algorithm>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    if names.is_empty() {
+        return Err(serde::de::Error::custom("algorithms is empty"));
+    }
+    let algorithms = names.iter().map(|name| {
+        let algorithm: Result<Algorithm, _> = name.parse();
+        algorithm.map_err(|_| {
+            let all: Vec<&str> = Algorithm::ALL.iter().map(|one| one.name()).collect();
+            let all = all.join(", ");
+            serde::de::Error::custom(format!("no algorithm {name:?}: expected one of {all}"))
+        })
+    });
+    algorithms.collect()
+}
+
+/// Reads an address of HTTPS, or of HTTP on this machine: whoever could change what another machine
+/// answers would choose the keys.
+fn jwks_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Uri>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let uri: Result<Uri, _> = text.parse();
+    let fits = |uri: &Uri| {
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let address: Result<IpAddr, _> = host.parse();
+        let is_here = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+        let authority = uri.authority().map_or("@", |authority| authority.as_str());
+        let is_safe = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => is_here,
+            _ => false,
+        };
+        is_safe && !host.is_empty() && !authority.contains('@')
+    };
+    match uri {
+        Ok(uri) if fits(&uri) => Ok(Some(uri)),
+        _ => Err(serde::de::Error::custom(
+            "expected an https address, or an http address of this machine, without a user",
+        )),
+    }
 }
 
 /// Reads a duration such as `500ms`, `10s` or `2m`.
@@ -620,6 +770,126 @@ mod tests {
             Config::parse(&text),
             Err(ConfigError::NoCredentials)
         ));
+    }
+
+    const ISSUER: &str = r#"issuer = "https://issuer.example"
+        jwks_file = "/jwks.json"
+        audiences = ["kms"]
+        rules = [{ claims = { sub = "*" }, project = "p", actions = ["kms:cmk:*"] }]"#;
+
+    #[test]
+    fn an_issuer_of_tokens_needs_keys_an_audience_and_a_rule() {
+        let config = with_issuer(ISSUER).unwrap();
+        let [jwt] = &*config.auth.jwt else {
+            panic!("{config:?}")
+        };
+        assert_eq!(jwt.algorithms, [Algorithm::Rs256, Algorithm::Es256]);
+        assert_eq!(jwt.clock_skew, Duration::from_secs(30));
+        let (alone, _) = SMALLEST.split_once("auth").unwrap();
+        let alone = Config::parse(&format!("{alone}\n[[auth.jwt]]\n{ISSUER}"));
+        assert!(alone.is_ok(), "no other kind of credential is needed");
+
+        for (from, to, sentence) in [
+            ("https://issuer.example", "", "an issuer is 1 to 255"),
+            ("https://issuer.example", "is suer", "an issuer is 1 to 255"),
+            ("jwks_file = \"/jwks.json\"", "", "name its keys once"),
+            (
+                "audiences",
+                "jwks_url = \"https://x/\"\naudiences",
+                "name its keys once",
+            ),
+            (
+                "audiences",
+                "ca_file = \"/ca.pem\"\naudiences",
+                "are for a jwks_url",
+            ),
+            (
+                "audiences",
+                "bearer_token_file = \"/token\"\naudiences",
+                "are for a jwks_url",
+            ),
+            ("[\"kms\"]", "[]", "name at least one audience"),
+            ("[\"kms\"]", "[\"kms\", \"\"]", "none that is empty"),
+            ("audiences = [\"kms\"]", "", "missing field `audiences`"),
+            (
+                "audiences",
+                "clock_skew = \"301s\"\naudiences",
+                "clock_skew is more than 5m",
+            ),
+            (
+                "audiences",
+                "algorithms = []\naudiences",
+                "algorithms is empty",
+            ),
+            (
+                "audiences",
+                "algorithms = [\"RS256\", \"none\"]\naudiences",
+                "no algorithm \"none\": expected one of RS256, ",
+            ),
+            (
+                "audiences",
+                "algorithms = [\"HS256\"]\naudiences",
+                "no algorithm \"HS256\"",
+            ),
+            ("{ sub = \"*\" }", "{}", "a rule names no claims"),
+            ("{ sub = \"*\" }", "{ sub = 7 }", "expected a string"),
+            ("\"p\"", "\"p q\"", "not a project id"),
+            (
+                "kms:cmk:*",
+                "kms:cmk:encrypt",
+                "no action \"kms:cmk:encrypt\"",
+            ),
+            ("[\"kms:cmk:*\"]", "[]", "actions is empty"),
+            ("project", "role = \"x\", project", "unknown field `role`"),
+            ("issuer =", "key = 1\nissuer =", "unknown field `key`"),
+        ] {
+            let text = ISSUER.replacen(from, to, 1);
+            let error = with_issuer(&text).unwrap_err().to_string();
+            assert!(error.contains(sentence), "{text}: {error}");
+        }
+        let none = ISSUER.split_once("rules").unwrap().0;
+        let error = with_issuer(&format!("{none}rules = []")).unwrap_err();
+        assert!(error.to_string().contains("at least one of its rules"));
+        let twice = with_issuer(&format!("{ISSUER}\n[[auth.jwt]]\n{ISSUER}")).unwrap_err();
+        assert!(twice.to_string().contains("stands there twice"), "{twice}");
+    }
+
+    #[test]
+    fn keys_are_fetched_over_https_or_from_this_machine() {
+        let with_url = |url: &str| {
+            let url = format!("jwks_url = {url:?}");
+            with_issuer(&ISSUER.replace("jwks_file = \"/jwks.json\"", &url))
+        };
+        for good in [
+            "https://issuer.example/jwks",
+            "https://kubernetes.default.svc/openid/v1/jwks",
+            "https://10.0.0.1:6443/openid/v1/jwks?x=1",
+            "http://127.0.0.1:8200/jwks",
+            "http://[::1]/jwks",
+            "http://localhost/jwks",
+        ] {
+            let config = with_url(good).unwrap();
+            assert_eq!(config.auth.jwt[0].jwks_url, Some(good.parse().unwrap()));
+        }
+        for bad in [
+            "",
+            "/jwks",
+            "issuer.example",
+            "http://issuer.example/jwks",
+            "http://10.0.0.1/jwks",
+            "http://localhost.example/jwks",
+            "http://127.0.0.1@issuer.example/jwks",
+            "https://user:secret@issuer.example/jwks",
+            "ftp://127.0.0.1/jwks",
+            "file:///jwks",
+            "https:///jwks",
+        ] {
+            let error = with_url(bad).unwrap_err().to_string();
+            assert!(
+                error.contains("expected an https address"),
+                "{bad}: {error}"
+            );
+        }
     }
 
     #[test]
@@ -808,6 +1078,13 @@ mod tests {
             }
             (parsed, _) => panic!("{text}: {parsed:?}"),
         }
+    }
+
+    fn with_issuer(issuer: &str) -> Result<Config, ConfigError> {
+        let rest = SMALLEST
+            .replace("auth = { ", "[auth]\n")
+            .replace(".toml\" }", ".toml\"");
+        Config::parse(&format!("{rest}\n[[auth.jwt]]\n{issuer}"))
     }
 
     fn with_providers(providers: &str) -> Result<Config, ConfigError> {

@@ -294,6 +294,7 @@ impl From<AuthError> for Error {
             }
             AuthError::InvalidToken => Kind::InvalidToken.into(),
             AuthError::ExpiredToken => Kind::ExpiredToken.into(),
+            AuthError::Unavailable => Kind::Unavailable.into(),
         }
     }
 }

@@ -130,6 +130,8 @@ fn settings() -> Vec<(&'static str, String)> {
         ("auth", ""),
         ("auth.mtls", ""),
         ("auth.forwarded", ""),
+        ("auth.jwt", ""),
+        ("auth.jwt.rules", ""),
         ("audit", "kind = \"stdout\", "),
         ("audit", "kind = \"file\", "),
         ("log", ""),
@@ -153,7 +155,8 @@ fn settings() -> Vec<(&'static str, String)> {
 /// A section that holds `settings`, or its one entry if it is a list.
 fn entry(section: &str, settings: &str) -> String {
     match section {
-        "crypto.providers" | "auth.mtls" => format!("{section} = [{{ {settings} }}]"),
+        "crypto.providers" | "auth.mtls" | "auth.jwt" => format!("{section} = [{{ {settings} }}]"),
+        "auth.jwt.rules" => format!("auth.jwt = [{{ rules = [{{ {settings} }}] }}]"),
         _ => format!("{section} = {{ {settings} }}"),
     }
 }

@@ -1,6 +1,7 @@
 //! The program as an operator meets it: started, asked, reconfigured, stopped, and refusing what is
 //! wrong.
 
+mod jws;
 mod program;
 
 use std::fs;
@@ -543,6 +544,75 @@ async fn a_changed_token_file_is_read_again_and_a_bad_one_is_not_used() {
 
     site.write("tokens.toml", &entry(ENTRY, TOKEN));
     until(TOKEN, 200).await;
+}
+
+#[tokio::test]
+async fn an_issuer_whose_keys_do_not_come_is_told_of_and_keeps_nobody_else_out() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap();
+    drop(taken);
+    let url = format!("http://{address}/jwks");
+    let site = Site::new(&issuer(&format!("jwks_url = {url:?}")));
+    let (program, at) = site.serve();
+    program
+        .stderr
+        .wait_for(|log| log.contains("cannot fetch an issuer's keys") && log.contains(&url));
+    let claims = json!({ "iss": "https://issuer.example", "aud": "kms", "sub": "s", "exp": 4_102_444_800_u64 });
+    let token = jws::Signer::p256("k").sign(&claims);
+    let answer = call(at.rest, &token, "list-keys", &json!({})).await;
+    assert_eq!((answer.status.as_u16(), &*answer.code()), (503, "KMS.0104"));
+    assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
+    assert_eq!(
+        call(at.rest, TOKEN, "list-keys", &json!({})).await.status,
+        200
+    );
+    let metrics = fetch(at.admin, "/metrics").await.text;
+    assert_ne!(
+        metric(&metrics, "kmsgate_jwks_failed_fetches_total"),
+        0,
+        "{metrics}"
+    );
+    assert!(metrics.contains("kmsgate_jwks_age_seconds "), "{metrics}");
+}
+
+#[test]
+fn an_issuer_whose_settings_cannot_be_used_is_refused_at_the_start() {
+    let site = Site::new("");
+    site.write("other.txt", "x");
+    let none = site.name("none");
+    let bad = site.name("other.txt");
+    let url = "jwks_url = \"https://127.0.0.1/\"";
+    for (settings, reason) in [
+        (format!("jwks_file = {none:?}"), "cannot be read"),
+        (format!("jwks_file = {bad:?}"), "not JSON"),
+        (
+            format!("{url}\nca_file = {none:?}"),
+            "the ca_file cannot be read",
+        ),
+        (
+            format!("{url}\nca_file = {bad:?}"),
+            "there is no certificate",
+        ),
+        (
+            format!("jwks_url = \"http://127.0.0.1/\"\nbearer_token_file = {none:?}"),
+            "cannot be read",
+        ),
+    ] {
+        let config = site.config("root.key") + &issuer(&settings);
+        site.write("kmsgate.toml", &config);
+        for command in ["serve", "check-config"] {
+            let told = refused([command, "--config", &site.name("kmsgate.toml")], b"");
+            assert!(told.contains(reason), "{settings}: {told}");
+        }
+    }
+}
+
+/// An issuer with these settings, which say where its keys are.
+fn issuer(settings: &str) -> String {
+    format!(
+        "[[auth.jwt]]\nissuer = \"https://issuer.example\"\naudiences = [\"kms\"]\n{settings}\n\
+         [[auth.jwt.rules]]\nclaims = {{ sub = \"*\" }}\nproject = \"p\"\nactions = [\"kms:*\"]\n"
+    )
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ mod date;
 mod entry;
 pub mod file;
 mod hex;
+pub mod https;
+pub mod jwt;
 pub mod mtls;
 pub mod policy;
 pub mod token;
@@ -88,7 +90,11 @@ impl Chain {
                 return Ok(caller);
             }
         }
-        Err(AuthError::Missing)
+        match token::find(request.headers)? {
+            // It is of no kind that is accepted here, and yet no missing one.
+            Some(_) => Err(AuthError::InvalidToken),
+            None => Err(AuthError::Missing),
+        }
     }
 
     /// Whether the body must be read before anything is known of the caller.
@@ -115,6 +121,9 @@ pub enum AuthError {
     /// what was sent.
     #[error("{0}")]
     BadSignature(&'static str),
+    /// What it takes to check its credential is not there yet.
+    #[error("the credential cannot be checked now")]
+    Unavailable,
     /// Its certificate, or what a proxy says of one, does not hold. The text says why.
     #[error("{0}")]
     BadCertificate(&'static str),

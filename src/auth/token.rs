@@ -132,7 +132,7 @@ impl Entry<'_> {
 }
 
 /// The token that the headers carry; none if they carry none.
-fn find(headers: &HeaderMap) -> Result<Option<&[u8]>, AuthError> {
+pub(super) fn find(headers: &HeaderMap) -> Result<Option<&[u8]>, AuthError> {
     let mut own = headers.get_all("x-auth-token").iter();
     let mut general = headers.get_all(AUTHORIZATION).iter();
     let token = match (own.next(), general.next()) {

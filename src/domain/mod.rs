@@ -8,6 +8,7 @@ pub mod caller;
 pub mod cost;
 pub mod frame;
 pub mod identity;
+pub mod jwt;
 pub mod key;
 pub mod request;
 pub mod secret;

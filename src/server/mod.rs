@@ -35,7 +35,9 @@ use tonic_health::ServingStatus;
 use crate::audit::Sink;
 use crate::audit::json_lines::JsonLines;
 use crate::auth::aksk::AccessKeys;
-use crate::auth::file::{FileError, Refresh};
+use crate::auth::file::{FileError, Refresh, Secrecy, Watched};
+use crate::auth::https::{Endpoint, EndpointError};
+use crate::auth::jwt::{self, Jwt, KeySet};
 use crate::auth::mtls::{Believed, ClientCertificates, Forwarded, Rule, Rules};
 use crate::auth::policy::Policy;
 use crate::auth::token::Tokens;
@@ -110,6 +112,7 @@ pub struct Server {
     chain: Chain,
     tls: Option<Arc<Tls>>,
     files: Vec<Arc<dyn Refresh>>,
+    fetched: Vec<Arc<jwt::Fetched>>,
     audit: Arc<JsonLines>,
     token: Option<Token>,
     place: grpc::Place,
@@ -141,7 +144,11 @@ impl Server {
                 Arc::new(store.map_err(|error| StartError::Store(shown(path), error))?)
             }
         };
-        let Credentials { chain, mut files } = load_credentials(config, &clock)?;
+        let Credentials {
+            chain,
+            mut files,
+            fetched,
+        } = load_credentials(config, &clock)?;
         let tls = load_tls(config.tls.as_ref())?;
         files.extend(tls.iter().map(|tls| Arc::<Tls>::clone(tls) as _));
         let audit = Arc::new(open_audit(&config.audit)?);
@@ -164,6 +171,7 @@ impl Server {
             chain,
             tls,
             files,
+            fetched,
             audit,
             token,
             place: grpc::Place {
@@ -277,10 +285,12 @@ impl Server {
         ];
         let probes = admin::router(metrics, readiness.clone());
         let admin = tokio::spawn(axum::serve(listeners.admin, probes).into_future());
-        let chores = [
+        let mut chores = vec![
             tokio::spawn(refresh(self.files, stale)),
             tokio::spawn(sweep(Arc::clone(&self.kms), held_back)),
         ];
+        let follow = |keys: Arc<jwt::Fetched>| tokio::spawn(async move { keys.follow().await });
+        chores.extend(self.fetched.into_iter().map(follow));
         for name in SERVICES {
             health
                 .set_service_status(name, ServingStatus::Serving)
@@ -353,6 +363,23 @@ impl Server {
         tell_of_files(&mut metrics, stale);
         if let Some(tls) = &self.tls {
             tell_of_tls(&mut metrics, tls);
+        }
+        if !self.fetched.is_empty() {
+            let fetched = self.fetched.clone();
+            metrics.counter(
+                "kmsgate_jwks_failed_fetches",
+                "Fetches of issuers' keys that failed; the last keys stay.",
+                move || fetched.iter().map(|keys| keys.failed()).sum(),
+            );
+            let fetched = self.fetched.clone();
+            metrics.gauge(
+                "kmsgate_jwks_age_seconds",
+                "How long ago issuers' keys were fetched: the oldest.",
+                move || {
+                    let ages = fetched.iter().map(|keys| keys.age().as_secs());
+                    ages.max().unwrap_or_default()
+                },
+            );
         }
         if let Some(token) = token {
             metrics.gauge(
@@ -520,15 +547,30 @@ fn providers(
     Ok(Providers::new(choices?)?)
 }
 
-/// Who is let in, and the files that say so.
+/// Who is let in, and the files and addresses that say so.
 struct Credentials {
     chain: Chain,
     files: Vec<Arc<dyn Refresh>>,
+    fetched: Vec<Arc<jwt::Fetched>>,
 }
 
 fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentials, StartError> {
     let mut authenticators: Vec<Arc<dyn Authenticator>> = Vec::new();
     let mut files: Vec<Arc<dyn Refresh>> = Vec::new();
+    let mut fetched = Vec::new();
+    // Before the file of tokens: what is a JSON Web Token is nothing else.
+    if !config.auth.jwt.is_empty() {
+        let mut issuers = Vec::new();
+        for configured in &config.auth.jwt {
+            let keys = issuer_keys(configured, clock)?;
+            match &keys {
+                jwt::Keys::File(file) => files.push(Arc::<Watched<KeySet>>::clone(file)),
+                jwt::Keys::Url(keys) => fetched.push(Arc::clone(keys)),
+            }
+            issuers.push(issuer(configured, keys));
+        }
+        authenticators.push(Arc::new(Jwt::new(issuers, Arc::clone(clock))));
+    }
     if let Some(path) = &config.auth.token_file {
         let tokens = Tokens::load(path, Arc::clone(clock));
         let tokens = Arc::new(tokens.map_err(|error| StartError::File(shown(path), error))?);
@@ -564,7 +606,53 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
         authenticators.push(Arc::new(Forwarded::new(rules, believed)));
     }
     let chain = Chain::new(authenticators);
-    Ok(Credentials { chain, files })
+    Ok(Credentials {
+        chain,
+        files,
+        fetched,
+    })
+}
+
+fn issuer(configured: &config::Jwt, keys: jwt::Keys) -> jwt::Issuer {
+    let rules = configured.rules.iter().map(|rule| {
+        let claims = rule.claims.iter().map(|(path, text)| jwt::Claim {
+            path: path.clone(),
+            text: text.clone(),
+        });
+        jwt::Rule {
+            claims: claims.collect(),
+            project: rule.project.clone(),
+            actions: rule.actions,
+        }
+    });
+    jwt::Issuer {
+        name: configured.issuer.clone(),
+        keys,
+        audiences: configured.audiences.clone(),
+        algorithms: configured.algorithms.clone(),
+        clock_skew: configured.clock_skew,
+        rules: rules.collect(),
+    }
+}
+
+/// The keys of an issuer: those of its file, or of its address once they are fetched.
+fn issuer_keys(configured: &config::Jwt, clock: &Arc<dyn Clock>) -> Result<jwt::Keys, StartError> {
+    if let Some(path) = &configured.jwks_file {
+        let keys = Watched::load(path, Secrecy::Public, KeySet::parse);
+        let keys = keys.map_err(|error| StartError::File(shown(path), error))?;
+        return Ok(jwt::Keys::File(Arc::new(keys)));
+    }
+    let unusable = |error| StartError::Issuer(configured.issuer.clone(), error);
+    let uri = configured.jwks_url.clone().ok_or(EndpointError::Address);
+    let from = uri.and_then(|uri| Endpoint::new(uri, configured.ca_file.as_deref()));
+    let bearer = configured.bearer_token_file.clone();
+    if let Some(path) = &bearer {
+        // It is read at each fetch; one that is not there is a mistake that the start can tell.
+        let there = path.metadata().map_err(FileError::from);
+        there.map_err(|error| StartError::File(shown(path), error))?;
+    }
+    let keys = jwt::Fetched::new(from.map_err(unusable)?, bearer, Arc::clone(clock));
+    Ok(jwt::Keys::Url(Arc::new(keys)))
 }
 
 fn load_tls(config: Option<&config::Tls>) -> Result<Option<Arc<Tls>>, StartError> {
@@ -711,6 +799,9 @@ pub enum StartError {
     /// A credential file cannot be used.
     #[error("credential file {0}: {1}")]
     File(String, #[source] FileError),
+    /// The address of an issuer's keys cannot be used.
+    #[error("auth.jwt {0:?}: {1}")]
+    Issuer(String, #[source] EndpointError),
     /// The store's records do not verify.
     #[error(
         "the key store was not written under this root key, or it was changed by something else"

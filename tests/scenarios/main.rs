@@ -17,6 +17,9 @@ mod decrypting;
 mod encrypting;
 mod face;
 mod grpc;
+#[path = "../jws/mod.rs"]
+mod jws;
+mod jwt;
 mod lifecycle;
 mod limits;
 mod order;

@@ -191,7 +191,7 @@ async fn write_files(dir: &Path, keys: &[Seed]) -> String {
     write_secret(&dir.join("access-keys.toml"), &access_keys);
     format!(
         "root_key_file = {:?}\nstore = {{ kind = \"sqlite\", path = {:?} }}\n\
-         auth = {{ token_file = {:?}, access_key_file = {:?} }}\n\
+         auth.token_file = {:?}\nauth.access_key_file = {:?}\n\
          audit = {{ kind = \"file\", path = {:?} }}\n\
          shutdown = {{ lag = \"0ms\", drain = \"5s\" }}\n",
         at("root.key"),
