@@ -208,6 +208,43 @@ pub struct Auth {
     /// Issuers of JSON Web Tokens.
     #[serde(default)]
     pub jwt: Vec<Jwt>,
+    /// The IAM service that says what tokens are good for.
+    #[serde(default)]
+    pub iam: Option<Iam>,
+}
+
+/// An IAM service, asked over the Keystone v3 API.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Iam {
+    /// Its address. HTTPS, or HTTP on this machine.
+    #[serde(deserialize_with = "url")]
+    pub endpoint: Uri,
+    /// The file with the certificates of the authorities that the address is trusted by; those that
+    /// the system trusts if absent.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// The file with the user, password and project with which it is asked; not readable by others.
+    pub credential_file: PathBuf,
+    /// How long a token is believed at most without asking again.
+    #[serde(default = "default_cache_time", deserialize_with = "duration")]
+    pub cache_time: Duration,
+    /// What roles may do: a caller has the actions of every rule that fits.
+    pub rules: Vec<IamRule>,
+}
+
+/// What a role may do.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IamRule {
+    /// The role's name; `*` stands for every one.
+    pub role: String,
+    /// The project that the rule is for; all if absent.
+    #[serde(default, deserialize_with = "parsed_option")]
+    pub project: Option<ProjectId>,
+    /// The actions.
+    #[serde(deserialize_with = "actions")]
+    pub actions: Actions,
 }
 
 /// An issuer of JSON Web Tokens.
@@ -383,11 +420,20 @@ impl Config {
             if told {
                 return Err(ConfigError::NoIdentities);
             }
-            if auth.token_file.is_none() && auth.access_key_file.is_none() && auth.jwt.is_empty() {
+            let files = auth.token_file.is_some() || auth.access_key_file.is_some();
+            if !files && auth.jwt.is_empty() && auth.iam.is_none() {
                 return Err(ConfigError::NoCredentials);
             }
         } else if !certificates && !told {
             return Err(ConfigError::NoCertificates);
+        }
+        if let Some(iam) = &auth.iam {
+            if iam.rules.is_empty() || iam.rules.iter().any(|rule| rule.role.is_empty()) {
+                return Err(ConfigError::NoRoles);
+            }
+            if iam.cache_time > MAX_CACHE_TIME {
+                return Err(ConfigError::CacheTime);
+            }
         }
         let mut issuers = HashSet::new();
         for jwt in &auth.jwt {
@@ -450,6 +496,9 @@ impl Jwt {
         None
     }
 }
+
+/// The longest that an IAM token is believed without asking again: as long as it lives.
+const MAX_CACHE_TIME: Duration = Duration::from_secs(24 * 3600);
 
 /// The most that an issuer's clock may be from ours.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(300);
@@ -540,10 +589,14 @@ pub enum ConfigError {
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
     /// Nobody could ever be let in.
-    #[error(
-        "auth: name a token_file, an access_key_file, [[auth.mtls]] or [[auth.jwt]], or nobody is let in"
-    )]
+    #[error("auth: name a token_file, an access_key_file, iam, jwt or mtls, or nobody is let in")]
     NoCredentials,
+    /// No IAM token could give its caller anything.
+    #[error("auth.iam: name at least one of its rules, each with a role")]
+    NoRoles,
+    /// A token that was taken back would work for too long.
+    #[error("auth.iam: cache_time is more than 1440m")]
+    CacheTime,
     /// Others could read what callers send.
     #[error(
         "{0} is not on loopback: give it a [tls] section, or say allow_plaintext = true if something \
@@ -606,6 +659,10 @@ fn default_sessions() -> NonZeroUsize {
     count(4)
 }
 
+const fn default_cache_time() -> Duration {
+    Duration::from_secs(300)
+}
+
 fn default_realm() -> String {
     "local".to_owned()
 }
@@ -630,6 +687,15 @@ where
 {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(serde::de::Error::custom)
+}
+
+/// Reads a value that is there from its text.
+fn parsed_option<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: std::fmt::Display>,
+{
+    parsed(deserializer).map(Some)
 }
 
 /// Reads actions by their documented names, and patterns of them.
@@ -682,6 +748,11 @@ fn algorithms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Algorith
 /// Reads an address of HTTPS, or of HTTP on this machine: whoever could change what another machine
 /// answers would choose the keys.
 fn jwks_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Uri>, D::Error> {
+    url(deserializer).map(Some)
+}
+
+/// Reads an address that may be asked.
+fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uri, D::Error> {
     let text = String::deserialize(deserializer)?;
     let uri: Result<Uri, _> = text.parse();
     let fits = |uri: &Uri| {
@@ -697,7 +768,7 @@ fn jwks_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Uri>, D
         is_safe && !host.is_empty() && !authority.contains('@')
     };
     match uri {
-        Ok(uri) if fits(&uri) => Ok(Some(uri)),
+        Ok(uri) if fits(&uri) => Ok(uri),
         _ => Err(serde::de::Error::custom(
             "expected an https address, or an http address of this machine, without a user",
         )),

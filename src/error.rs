@@ -139,6 +139,8 @@ catalogue! {
     Unauthenticated,        "UNAUTHENTICATED",             "APIGW.0301", Unauthenticated,    UNAUTHORIZED,                    Never,   "Incorrect IAM authentication information";
     /// Over a limit on requests.
     Throttled,              "THROTTLED",                   "APIGW.0308", ResourceExhausted,  TOO_MANY_REQUESTS,               Backoff, "The throttling threshold has been reached.";
+    /// The IAM service does not say what a token is good for.
+    IamUnavailable,         "IAM_UNAVAILABLE",             "APIGW.0613", Unavailable,        SERVICE_UNAVAILABLE,             Backoff, "The IAM service is currently unavailable.";
 }
 
 /// One row of the public error contract.
@@ -295,6 +297,8 @@ impl From<AuthError> for Error {
             AuthError::InvalidToken => Kind::InvalidToken.into(),
             AuthError::ExpiredToken => Kind::ExpiredToken.into(),
             AuthError::Unavailable => Kind::Unavailable.into(),
+            AuthError::IamUnavailable => Kind::IamUnavailable.into(),
+            AuthError::Throttled => Kind::Throttled.into(),
         }
     }
 }

@@ -130,6 +130,8 @@ fn settings() -> Vec<(&'static str, String)> {
         ("auth", ""),
         ("auth.mtls", ""),
         ("auth.forwarded", ""),
+        ("auth.iam", ""),
+        ("auth.iam.rules", ""),
         ("auth.jwt", ""),
         ("auth.jwt.rules", ""),
         ("audit", "kind = \"stdout\", "),
@@ -156,6 +158,9 @@ fn settings() -> Vec<(&'static str, String)> {
 fn entry(section: &str, settings: &str) -> String {
     match section {
         "crypto.providers" | "auth.mtls" | "auth.jwt" => format!("{section} = [{{ {settings} }}]"),
+        "auth.iam.rules" => format!(
+            "auth.iam = {{ endpoint = \"https://i\", credential_file = \"c\", rules = [{{ {settings} }}] }}"
+        ),
         "auth.jwt.rules" => format!("auth.jwt = [{{ rules = [{{ {settings} }}] }}]"),
         _ => format!("{section} = {{ {settings} }}"),
     }

@@ -111,6 +111,11 @@ pub(super) fn name<'a>(text: &str, name: &'a Spanned<String>) -> Result<&'a str,
     Ok(name.get_ref())
 }
 
+/// The moment that a text names as RFC 3339 has it; none for one without an offset.
+pub(super) fn moment(text: &str) -> Option<Timestamp> {
+    timestamp(&text.parse().ok()?)
+}
+
 /// The moment that a TOML offset date-time names; none for one without an offset, which would
 /// depend on where it is read.
 fn timestamp(datetime: &Datetime) -> Option<Timestamp> {

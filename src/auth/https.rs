@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, HOST, USER_AGENT};
 use http::uri::Scheme;
 use http::{HeaderValue, Request, Response, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -78,17 +78,45 @@ impl Endpoint {
 
     /// What the server answers to a GET, which is at most `limit` bytes. It sees the token `bearer`.
     pub async fn get(&self, bearer: Option<&str>, limit: usize) -> Result<Bytes, FetchError> {
-        let asked = tokio::time::timeout(PATIENCE, self.ask(bearer, limit));
+        let path = self.uri.path_and_query();
+        let path = path.map_or("/", |path| path.as_str());
+        let mut request =
+            Request::get(path).header(ACCEPT, "application/json, application/jwk-set+json");
+        if let Some(bearer) = bearer {
+            request = request.header(AUTHORIZATION, secret(&format!("Bearer {bearer}"))?);
+        }
+        let request = request.body(Full::default());
+        let answer = self.ask(request.map_err(|_| FetchError::Token)?, limit);
+        let answer = answer.await?;
+        // A redirect is no answer: who may answer is configured.
+        match answer.status().as_u16() {
+            200 => Ok(answer.into_body()),
+            status => Err(FetchError::Status(status)),
+        }
+    }
+
+    /// What the server answers to `request`, whose target is a path and whose answer has at most
+    /// `limit` bytes, whatever its status.
+    pub(super) async fn ask(
+        &self,
+        request: Request<Full<Bytes>>,
+        limit: usize,
+    ) -> Result<Response<Bytes>, FetchError> {
+        let asked = tokio::time::timeout(PATIENCE, self.connect_and_ask(request, limit));
         asked.await.map_err(|_| FetchError::Late)?
     }
 
-    async fn ask(&self, bearer: Option<&str>, limit: usize) -> Result<Bytes, FetchError> {
+    async fn connect_and_ask(
+        &self,
+        request: Request<Full<Bytes>>,
+        limit: usize,
+    ) -> Result<Response<Bytes>, FetchError> {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         match &self.tls {
-            None => self.exchange(stream, bearer, limit).await,
+            None => self.exchange(stream, request, limit).await,
             Some((connector, name)) => {
                 let stream = connector.connect(name.clone(), stream).await?;
-                self.exchange(stream, bearer, limit).await
+                self.exchange(stream, request, limit).await
             }
         }
     }
@@ -96,35 +124,26 @@ impl Endpoint {
     async fn exchange(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        bearer: Option<&str>,
+        mut request: Request<Full<Bytes>>,
         limit: usize,
-    ) -> Result<Bytes, FetchError> {
+    ) -> Result<Response<Bytes>, FetchError> {
+        let authority = self.uri.authority();
+        let authority = authority.map_or("", |authority| authority.as_str());
+        let host = HeaderValue::from_str(authority).map_err(|_| FetchError::Token)?;
+        request.headers_mut().insert(HOST, host);
+        let agent = HeaderValue::from_static("kmsgate");
+        request.headers_mut().insert(USER_AGENT, agent);
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // Dropped with this function, and the connection with it.
         let mut driver = JoinSet::new();
         driver.spawn(connection);
-        let response = sender.send_request(self.request(bearer)?).await?;
+        let response = sender.send_request(request).await?;
         read(response, limit).await
     }
 
-    fn request(&self, bearer: Option<&str>) -> Result<Request<Empty<Bytes>>, FetchError> {
-        let path = self.uri.path_and_query();
-        let path = path.map_or("/", |path| path.as_str());
-        let authority = self
-            .uri
-            .authority()
-            .map_or("", |authority| authority.as_str());
-        let mut request = Request::get(path)
-            .header(HOST, authority)
-            .header(ACCEPT, "application/json, application/jwk-set+json")
-            .header(USER_AGENT, "kmsgate");
-        if let Some(bearer) = bearer {
-            let value = HeaderValue::from_str(&format!("Bearer {bearer}"));
-            let mut value = value.map_err(|_| FetchError::Token)?;
-            value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
-        }
-        request.body(Empty::new()).map_err(|_| FetchError::Token)
+    /// The path of the address, without a final slash.
+    pub(super) fn base(&self) -> &str {
+        self.uri.path().trim_end_matches('/')
     }
 }
 
@@ -146,15 +165,18 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
-async fn read(response: Response<Incoming>, limit: usize) -> Result<Bytes, FetchError> {
-    // A redirect is no answer: who may answer is configured.
-    let status = response.status().as_u16();
-    if status != 200 {
-        return Err(FetchError::Status(status));
-    }
-    let body = Limited::new(response.into_body(), limit);
+/// A header's value that no log shows.
+pub(super) fn secret(text: &str) -> Result<HeaderValue, FetchError> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| FetchError::Token)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+async fn read(response: Response<Incoming>, limit: usize) -> Result<Response<Bytes>, FetchError> {
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, limit);
     let whole = body.collect().await.map_err(FetchError::Body)?;
-    Ok(whole.to_bytes())
+    Ok(Response::from_parts(head, whole.to_bytes()))
 }
 
 fn connector(ca_file: Option<&Path>) -> Result<TlsConnector, EndpointError> {

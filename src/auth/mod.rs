@@ -25,6 +25,7 @@ mod entry;
 pub mod file;
 mod hex;
 pub mod https;
+pub mod iam;
 pub mod jwt;
 pub mod mtls;
 pub mod policy;
@@ -124,6 +125,12 @@ pub enum AuthError {
     /// What it takes to check its credential is not there yet.
     #[error("the credential cannot be checked now")]
     Unavailable,
+    /// The IAM service that issued its token does not say what it is good for.
+    #[error("the IAM service does not answer")]
+    IamUnavailable,
+    /// Its sender has sent too many credentials that are not good.
+    #[error("too many credentials that are not good")]
+    Throttled,
     /// Its certificate, or what a proxy says of one, does not hold. The text says why.
     #[error("{0}")]
     BadCertificate(&'static str),

@@ -37,6 +37,7 @@ use crate::audit::json_lines::JsonLines;
 use crate::auth::aksk::AccessKeys;
 use crate::auth::file::{FileError, Refresh, Secrecy, Watched};
 use crate::auth::https::{Endpoint, EndpointError};
+use crate::auth::iam::{self, Iam, Keystone};
 use crate::auth::jwt::{self, Jwt, KeySet};
 use crate::auth::mtls::{Believed, ClientCertificates, Forwarded, Rule, Rules};
 use crate::auth::policy::Policy;
@@ -113,6 +114,7 @@ pub struct Server {
     tls: Option<Arc<Tls>>,
     files: Vec<Arc<dyn Refresh>>,
     fetched: Vec<Arc<jwt::Fetched>>,
+    keystone: Option<Arc<Keystone>>,
     audit: Arc<JsonLines>,
     token: Option<Token>,
     place: grpc::Place,
@@ -148,6 +150,7 @@ impl Server {
             chain,
             mut files,
             fetched,
+            keystone,
         } = load_credentials(config, &clock)?;
         let tls = load_tls(config.tls.as_ref())?;
         files.extend(tls.iter().map(|tls| Arc::<Tls>::clone(tls) as _));
@@ -172,6 +175,7 @@ impl Server {
             tls,
             files,
             fetched,
+            keystone,
             audit,
             token,
             place: grpc::Place {
@@ -364,6 +368,20 @@ impl Server {
         if let Some(tls) = &self.tls {
             tell_of_tls(&mut metrics, tls);
         }
+        if let Some(keystone) = &self.keystone {
+            let of = Arc::clone(keystone);
+            metrics.counter(
+                "kmsgate_iam_failed_requests",
+                "Questions that the IAM service did not answer.",
+                move || of.failed(),
+            );
+            let of = Arc::clone(keystone);
+            metrics.gauge(
+                "kmsgate_iam_unavailable",
+                "1 while the IAM service is not asked because it failed.",
+                move || u64::from(of.rests()),
+            );
+        }
         if !self.fetched.is_empty() {
             let fetched = self.fetched.clone();
             metrics.counter(
@@ -552,6 +570,7 @@ struct Credentials {
     chain: Chain,
     files: Vec<Arc<dyn Refresh>>,
     fetched: Vec<Arc<jwt::Fetched>>,
+    keystone: Option<Arc<Keystone>>,
 }
 
 fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentials, StartError> {
@@ -573,10 +592,24 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
     }
     if let Some(path) = &config.auth.token_file {
         let tokens = Tokens::load(path, Arc::clone(clock));
-        let tokens = Arc::new(tokens.map_err(|error| StartError::File(shown(path), error))?);
+        let tokens = tokens.map_err(|error| StartError::File(shown(path), error))?;
+        let tokens = Arc::new(if config.auth.iam.is_some() {
+            tokens.leaving_unknown()
+        } else {
+            tokens
+        });
         authenticators.push(Arc::<Tokens>::clone(&tokens));
         files.push(tokens);
     }
+    let keystone = match &config.auth.iam {
+        None => None,
+        Some(configured) => {
+            let keystone = keystone(configured, clock)?;
+            files.push(Arc::<Keystone>::clone(&keystone));
+            authenticators.push(Arc::new(iam(configured, &keystone, clock)));
+            Some(keystone)
+        }
+    };
     if let Some(path) = &config.auth.access_key_file {
         let keys = AccessKeys::load(path, Arc::clone(clock));
         let keys = Arc::new(keys.map_err(|error| StartError::File(shown(path), error))?);
@@ -610,7 +643,27 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
         chain,
         files,
         fetched,
+        keystone,
     })
+}
+
+fn keystone(configured: &config::Iam, clock: &Arc<dyn Clock>) -> Result<Arc<Keystone>, StartError> {
+    let endpoint = Endpoint::new(configured.endpoint.clone(), configured.ca_file.as_deref());
+    let endpoint = endpoint.map_err(StartError::Iam)?;
+    let path = &configured.credential_file;
+    let keystone = Keystone::new(endpoint, path, Arc::clone(clock));
+    let keystone = keystone.map_err(|error| StartError::File(shown(path), error))?;
+    Ok(Arc::new(keystone))
+}
+
+fn iam(configured: &config::Iam, keystone: &Arc<Keystone>, clock: &Arc<dyn Clock>) -> Iam {
+    let rules = configured.rules.iter().map(|rule| iam::Rule {
+        role: rule.role.clone(),
+        project: rule.project.clone(),
+        actions: rule.actions,
+    });
+    let (keystone, clock) = (Arc::clone(keystone), Arc::clone(clock));
+    Iam::new(keystone, rules.collect(), configured.cache_time, clock)
 }
 
 fn issuer(configured: &config::Jwt, keys: jwt::Keys) -> jwt::Issuer {
@@ -802,6 +855,9 @@ pub enum StartError {
     /// The address of an issuer's keys cannot be used.
     #[error("auth.jwt {0:?}: {1}")]
     Issuer(String, #[source] EndpointError),
+    /// The IAM service cannot be asked.
+    #[error("auth.iam: {0}")]
+    Iam(#[source] EndpointError),
     /// The store's records do not verify.
     #[error(
         "the key store was not written under this root key, or it was changed by something else"
