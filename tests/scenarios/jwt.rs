@@ -3,11 +3,14 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
+use axum::Router;
+use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kmsgate::error::Kind;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 
 use crate::face::Face;
 use crate::jws::{Signer, jwks};
@@ -164,6 +167,41 @@ async fn a_key_that_is_taken_back_lets_nobody_in_any_more() {
     caller.refused(Kind::InvalidToken, &call).await;
 }
 
+#[tokio::test]
+async fn the_keys_of_an_issuer_come_from_its_address() {
+    let issuer = Issuer::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let published = jwks(&[&issuer.signer]);
+    let answer = move || std::future::ready(published.clone());
+    let router = Router::new().route("/openid/v1/jwks", get(answer));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let url = format!("http://{at}/openid/v1/jwks");
+    let world = World::with(&Issuer::settings(&format!("jwks_url = {url:?}"))).await;
+    for face in [world.rest(), world.grpc()] {
+        let token = issuer.token(&face.project, "billing");
+        // The first caller waits for the keys, if they are not there yet.
+        let face = face.with_token(&token);
+        face.done(&encrypt(DOCUMENTED, "hello world")).await;
+    }
+}
+
+#[tokio::test]
+async fn while_the_keys_of_an_issuer_are_not_there_its_callers_may_come_again() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", closed.local_addr().unwrap());
+    drop(closed);
+    let issuer = Issuer::new();
+    let world = World::with(&Issuer::settings(&format!("jwks_url = {url:?}"))).await;
+    for face in [world.rest(), world.grpc()] {
+        let call = encrypt(DOCUMENTED, "x");
+        let caller = face.with_token(&issuer.token(&face.project, "billing"));
+        let refusal = caller.refused(Kind::Unavailable, &call).await;
+        assert_eq!(refusal.message, Kind::Unavailable.row().text);
+        face.done(&call).await;
+    }
+}
+
 /// A cluster, and the file with its key.
 struct Issuer {
     dir: TempDir,
@@ -188,9 +226,13 @@ impl Issuer {
     /// A server that lets the accounts `billing` of two namespaces into the projects of their names.
     async fn world(&self) -> World {
         let path = self.dir.path().join("jwks.json");
-        let mut lines = format!(
-            "[[auth.jwt]]\nissuer = {ISSUER:?}\njwks_file = {path:?}\naudiences = [\"kms\"]\n"
-        );
+        World::with(&Self::settings(&format!("jwks_file = {path:?}"))).await
+    }
+
+    /// What the server is told of the cluster, whose keys are where `keys` says.
+    fn settings(keys: &str) -> String {
+        let mut lines =
+            format!("[[auth.jwt]]\nissuer = {ISSUER:?}\n{keys}\naudiences = [\"kms\"]\n");
         for project in [REST_PROJECT, GRPC_PROJECT] {
             lines += &format!(
                 "[[auth.jwt.rules]]\n\
@@ -199,7 +241,7 @@ impl Issuer {
                  actions = [\"kms:cmk:encryptData\", \"kms:cmk:list\"]\n"
             );
         }
-        World::with(&lines).await
+        lines
     }
 
     /// A token of an account.

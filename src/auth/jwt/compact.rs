@@ -102,7 +102,7 @@ fn accepted(header: &Map<String, Value>) -> Option<(Algorithm, Option<String>)> 
         Some(kind) => {
             let kind = kind.as_str()?.to_ascii_lowercase();
             let kind = kind.strip_prefix("application/").unwrap_or(&kind);
-            if !["jwt", "at+jwt"].contains(&kind) {
+            if !["jwt", "at+jwt", "jose"].contains(&kind) {
                 return None;
             }
         }
@@ -209,6 +209,7 @@ mod tests {
         let kinds = [
             r#""typ":"JWT""#,
             r#""typ":"jwt""#,
+            r#""typ":"JOSE""#,
             r#""typ":"application/at+jwt""#,
         ];
         for more in kinds
