@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::domain::caller::Actions;
 use crate::domain::identity::IdentityPattern;
 use crate::domain::jwt::Algorithm;
 use crate::domain::key::{KeySpec, ProjectId};
+use crate::domain::rate::Cores;
 
 /// Everything the operator can choose.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -373,6 +374,38 @@ pub struct Limits {
     pub cpu_threads: Option<NonZeroUsize>,
     /// Such operations that may wait for a thread; more are refused at once.
     pub cpu_queue: NonZeroUsize,
+    /// What each caller may ask for; without a bound if absent.
+    pub per_caller: PerCaller,
+    /// What may be asked of each key; without a bound if absent.
+    pub per_key: PerKey,
+}
+
+/// What each caller may ask for.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PerCaller {
+    /// Processor time for the work with keys and records: so many cores over time.
+    #[serde(deserialize_with = "cores")]
+    pub cores: Option<Cores>,
+    /// Such time that may be used at once by who has not asked for a while; one second if absent.
+    #[serde(deserialize_with = "some_duration")]
+    pub burst: Option<Duration>,
+    /// Requests over time, whatever they ask for.
+    pub requests_per_second: Option<NonZeroU32>,
+    /// Requests at once by who has not asked for a while; those of one second if absent.
+    pub requests_burst: Option<NonZeroU32>,
+}
+
+/// What may be asked of each key, by all callers together.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PerKey {
+    /// Processor time for encrypting and decrypting: so many cores over time.
+    #[serde(deserialize_with = "cores")]
+    pub cores: Option<Cores>,
+    /// Such time that may be used at once after a while without; one second if absent.
+    #[serde(deserialize_with = "some_duration")]
+    pub burst: Option<Duration>,
 }
 
 /// How the server stops.
@@ -395,6 +428,7 @@ impl Config {
         config.check_listeners()?;
         config.check_credentials()?;
         config.crypto.check()?;
+        config.limits.check()?;
         let in_token = config.pkcs11.as_ref().and_then(|it| it.root_key.as_ref());
         if config.root_key_file.is_some() == in_token.is_some() {
             return Err(ConfigError::RootKey);
@@ -530,6 +564,29 @@ impl Crypto {
     }
 }
 
+impl Limits {
+    /// Refuses a burst beyond a rate that is not there, which would bound nothing.
+    fn check(&self) -> Result<(), ConfigError> {
+        let Self {
+            per_caller,
+            per_key,
+            ..
+        } = self;
+        for (burst, cores) in [
+            (per_caller.burst, per_caller.cores),
+            (per_key.burst, per_key.cores),
+        ] {
+            if burst.is_some() && cores.is_none() {
+                return Err(ConfigError::NoRate("burst", "cores"));
+            }
+        }
+        if per_caller.requests_burst.is_some() && per_caller.requests_per_second.is_none() {
+            return Err(ConfigError::NoRate("requests_burst", "requests_per_second"));
+        }
+        Ok(())
+    }
+}
+
 impl Default for Crypto {
     fn default() -> Self {
         Self {
@@ -569,6 +626,8 @@ impl Default for Limits {
             opened_keys: count(100_000),
             cpu_threads: None,
             cpu_queue: count(1024),
+            per_caller: PerCaller::default(),
+            per_key: PerKey::default(),
         }
     }
 }
@@ -641,6 +700,9 @@ pub enum ConfigError {
     /// An entry is for the same spec twice.
     #[error("crypto.providers: {0} has {1} twice among its key_specs")]
     KeySpecTwice(&'static str, &'static str),
+    /// A limit has a burst and no rate.
+    #[error("limits: {0} bounds nothing without {1}")]
+    NoRate(&'static str, &'static str),
 }
 
 fn default_grpc() -> SocketAddr {
@@ -773,6 +835,18 @@ fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uri, D::Error> {
             "expected an https address, or an http address of this machine, without a user",
         )),
     }
+}
+
+/// Reads a number of cores.
+fn cores<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cores>, D::Error> {
+    let cores = Cores::new(f64::deserialize(deserializer)?);
+    let wrong = || serde::de::Error::custom("expected a number of cores, from 0.000001 to 4000");
+    cores.map(Some).ok_or_else(wrong)
+}
+
+/// Reads a duration where there need be none.
+fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
 }
 
 /// Reads a duration such as `500ms`, `10s` or `2m`.
@@ -1051,6 +1125,31 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_per_caller_or_key_is_a_rate_and_perhaps_a_burst() {
+        let config = with_limits("per_caller = { cores = 0.5, burst = \"2s\" }").unwrap();
+        assert_eq!(config.limits.per_caller.cores, Cores::new(0.5));
+        assert_eq!(config.limits.per_caller.burst, Some(Duration::from_secs(2)));
+        let config = with_limits("per_key = { cores = 2 }").unwrap();
+        assert_eq!(config.limits.per_key.cores, Cores::new(2.0));
+        assert_eq!(with_limits("").unwrap().limits, Limits::default());
+        for (wrong, sentence) in [
+            ("per_caller = { cores = 0 }", "from 0.000001 to 4000"),
+            ("per_key = { cores = nan }", "from 0.000001 to 4000"),
+            ("per_caller = { requests_per_second = 0 }", "nonzero"),
+            ("per_caller = { burst = \"2s\" }", "without cores"),
+            ("per_key = { burst = \"2s\" }", "without cores"),
+            (
+                "per_caller = { requests_burst = 5 }",
+                "without requests_per_second",
+            ),
+            ("per_key = { requests_per_second = 5 }", "unknown field"),
+        ] {
+            let error = with_limits(wrong).unwrap_err().to_string();
+            assert!(error.contains(sentence), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
     fn a_duration_has_a_number_and_a_unit() {
         assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
         assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
@@ -1156,6 +1255,10 @@ mod tests {
             .replace("auth = { ", "[auth]\n")
             .replace(".toml\" }", ".toml\"");
         Config::parse(&format!("{rest}\n[[auth.jwt]]\n{issuer}"))
+    }
+
+    fn with_limits(limits: &str) -> Result<Config, ConfigError> {
+        Config::parse(&format!("{SMALLEST}\n[limits]\n{limits}"))
     }
 
     fn with_providers(providers: &str) -> Result<Config, ConfigError> {

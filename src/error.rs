@@ -163,7 +163,8 @@ pub struct Row {
 /// Who defines the names of the rows, as `google.rpc.ErrorInfo` has it.
 pub const DOMAIN: &str = "kmsgate";
 
-/// How long a caller should wait before it repeats a request that may succeed later.
+/// How long a caller should wait before it repeats a request that may succeed later, where nothing
+/// better is known.
 pub const PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether the same request may succeed later.
@@ -192,6 +193,7 @@ pub struct Error {
     kind: Kind,
     detail: Option<Cow<'static, str>>,
     field: Option<&'static str>,
+    pause: Option<Duration>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -217,6 +219,19 @@ impl Error {
     #[must_use]
     pub const fn of(mut self, field: &'static str) -> Self {
         self.field = Some(field);
+        self
+    }
+
+    /// How long to wait before the same request may succeed; none if it never will.
+    pub fn pause(&self) -> Option<Duration> {
+        let usual = (self.kind.row().retry == Retry::Backoff).then_some(PAUSE);
+        self.pause.or(usual)
+    }
+
+    /// Says how long to wait, where that is known.
+    #[must_use]
+    pub const fn after(mut self, pause: Duration) -> Self {
+        self.pause = Some(pause);
         self
     }
 
@@ -255,6 +270,7 @@ impl From<Kind> for Error {
             kind,
             detail: None,
             field: None,
+            pause: None,
             cause: None,
         }
     }
@@ -403,6 +419,15 @@ mod tests {
         for &kind in Kind::ALL {
             assert_eq!(Kind::from_name(kind.row().name), Some(kind));
         }
+    }
+
+    #[test]
+    fn a_pause_is_told_where_a_repeat_can_help_and_as_long_as_it_is_known_to_be() {
+        assert_eq!(Error::from(Kind::Denied).pause(), None);
+        let throttled = Error::from(Kind::Throttled);
+        assert_eq!(throttled.pause(), Some(PAUSE));
+        let known = Duration::from_millis(20);
+        assert_eq!(throttled.after(known).pause(), Some(known));
     }
 
     #[test]

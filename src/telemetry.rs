@@ -246,8 +246,11 @@ struct Reading {
     name: &'static str,
     help: &'static str,
     kind: MetricType,
-    read: Box<dyn Fn() -> u64 + Send + Sync>,
+    read: Read,
 }
+
+/// How a number is read.
+pub type Read = Box<dyn Fn() -> u64 + Send + Sync>;
 
 impl fmt::Debug for Reading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -263,6 +266,32 @@ impl Collector for Reading {
             MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
             _ => metric.encode_gauge(&value),
         }
+    }
+}
+
+/// Numbers of one kind that only grow, which a label tells apart.
+struct Counters {
+    name: &'static str,
+    help: &'static str,
+    label: &'static str,
+    read: Vec<(&'static str, Read)>,
+}
+
+impl fmt::Debug for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Collector for Counters {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family =
+            encoder.encode_descriptor(self.name, self.help, None, MetricType::Counter)?;
+        for (value, read) in &self.read {
+            let labels = [(self.label, *value)];
+            ConstCounter::new(read()).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 }
 
@@ -303,13 +332,23 @@ impl Metrics {
         self.register(name, help, MetricType::Counter, Box::new(read));
     }
 
-    fn register(
+    /// Adds numbers that only grow, each with its value of a label.
+    pub fn counters(
         &mut self,
         name: &'static str,
         help: &'static str,
-        kind: MetricType,
-        read: Box<dyn Fn() -> u64 + Send + Sync>,
+        label: &'static str,
+        read: Vec<(&'static str, Read)>,
     ) {
+        self.registry.register_collector(Box::new(Counters {
+            name,
+            help,
+            label,
+            read,
+        }));
+    }
+
+    fn register(&mut self, name: &'static str, help: &'static str, kind: MetricType, read: Read) {
         let reading = Reading {
             name,
             help,
@@ -400,9 +439,17 @@ pub(crate) mod tests {
         let mut metrics = metrics();
         metrics.gauge("kmsgate_opened_keys", "Keys held in memory.", || 7);
         metrics.counter("kmsgate_audit_lost", "Lost events.", || 3);
+        let read: Vec<(_, Read)> = vec![("one", Box::new(|| 1)), ("two", Box::new(|| 2))];
+        metrics.counters("kmsgate_throttled", "Refusals.", "limit", read);
         let text = metrics.text().unwrap();
         assert!(text.contains("kmsgate_opened_keys 7\n"), "{text}");
         assert!(text.contains("kmsgate_audit_lost_total 3\n"), "{text}");
+        for line in [
+            "kmsgate_throttled_total{limit=\"one\"} 1\n",
+            "kmsgate_throttled_total{limit=\"two\"} 2\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
 

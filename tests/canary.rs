@@ -46,6 +46,7 @@ use kmsgate::grpc::pb;
 use kmsgate::grpc::pb::encrypt_data_request::Plaintext as Text;
 use kmsgate::server::SystemClock;
 use kmsgate::service::keyring::Keyring;
+use kmsgate::service::limits::Limits;
 use kmsgate::service::{Context, Decrypt, Decrypted, Encrypt, Kms};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::memory::Memory;
@@ -270,6 +271,7 @@ async fn no_secret_is_printed_for_debugging() {
         keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 1).unwrap()),
         policy: Policy,
+        limits: Limits::default(),
         audit: Arc::new(JsonLines::new(std::io::sink()).unwrap()),
         clock,
         new_key_id: || panic!("no key is made"),

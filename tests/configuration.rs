@@ -138,6 +138,8 @@ fn settings() -> Vec<(&'static str, String)> {
         ("audit", "kind = \"file\", "),
         ("log", ""),
         ("limits", ""),
+        ("limits.per_caller", ""),
+        ("limits.per_key", ""),
         ("shutdown", ""),
     ] {
         let text = if section.is_empty() {

@@ -20,6 +20,7 @@ use kmsgate::domain::secret::Plaintext;
 use kmsgate::domain::time::{Clock, Timestamp};
 use kmsgate::error::{Error, Kind};
 use kmsgate::service::keyring::Keyring;
+use kmsgate::service::limits::Limits;
 use kmsgate::service::{Call, Context, Decrypt, Encrypt, Kms, NewKey, Sweep};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::sqlite::Sqlite;
@@ -279,6 +280,7 @@ impl House {
             keyring: Arc::new(Keyring::new(100)),
             pool: Arc::new(Pool::new(1, 8).unwrap()),
             policy: Policy,
+            limits: Limits::default(),
             audit: Arc::<Count>::clone(&audit),
             clock: Arc::<TestClock>::clone(&clock),
             new_key_id: || Ok(KeyId::from_random(kmsgate::server::random().unwrap())),

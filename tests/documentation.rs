@@ -6,6 +6,8 @@ use prost::Message;
 use prost_types::FileDescriptorSet;
 
 use kmsgate::domain::caller::Action;
+use kmsgate::domain::cost::Work;
+use kmsgate::domain::key::KeySpec;
 use kmsgate::error::Kind;
 use kmsgate::grpc;
 
@@ -46,6 +48,22 @@ fn the_table_of_operations_has_every_action() {
     let listed: BTreeSet<String> = table("REST").into_iter().map(|row| bare(&row[2])).collect();
     let actions = Action::ALL.iter().map(|action| action.name().to_owned());
     assert_eq!(listed, actions.collect());
+}
+
+#[test]
+fn the_table_of_costs_is_what_is_charged() {
+    let listed = table("spec");
+    assert_eq!(listed.len(), KeySpec::ALL.len());
+    for (cells, spec) in listed.iter().zip(KeySpec::ALL) {
+        let work = [Work::Encrypt, Work::Decrypt, Work::Open, Work::Make];
+        let charged = work.map(|work| spec.micros(work).to_string());
+        assert_eq!(cells[0], spec.name());
+        let plain: Vec<String> = cells[1..]
+            .iter()
+            .map(|cell| cell.replace(',', ""))
+            .collect();
+        assert_eq!(plain, charged, "{}", spec.name());
+    }
 }
 
 /// The cells of the table whose first column has this title.

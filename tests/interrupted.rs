@@ -21,6 +21,7 @@ use kmsgate::domain::secret::Plaintext;
 use kmsgate::domain::time::{Clock, Timestamp};
 use kmsgate::error::{Error, Kind};
 use kmsgate::service::keyring::Keyring;
+use kmsgate::service::limits::Limits;
 use kmsgate::service::{Call, Context, Encrypt, Kms, NewKey};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::memory::Memory;
@@ -97,6 +98,7 @@ fn kms(root: Arc<RootKey>, store: Arc<Slow>) -> Kms {
         keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 8).unwrap()),
         policy: Policy,
+        limits: Limits::default(),
         audit: Arc::new(Silent),
         clock: Arc::new(Silent),
         new_key_id: || Ok(KeyId::from_random([7; 16])),

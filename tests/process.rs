@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use kmsgate::config::{Config, Limits};
 use kmsgate::crypto::root::RootKey;
 
 use crate::program::{
@@ -104,6 +105,8 @@ async fn a_server_serves_what_dev_made_by_the_configuration_that_dev_wrote() {
     dev.program.stop();
     let config = dir.path().join("kmsgate.toml");
     assert_eq!(mode(&config), 0o600);
+    let parsed = Config::parse(&fs::read_to_string(&config).unwrap()).unwrap();
+    assert_eq!(parsed.limits, Limits::default(), "dev limits nobody");
 
     let (_program, at) = Program::serve(["serve", "--config", config.to_str().unwrap()]);
     let body = json!({ "cipher_text": sealed });
@@ -799,6 +802,33 @@ async fn requests_are_counted_by_face_method_and_code() {
     assert_eq!(metric(&metrics.text, "kmsgate_cpu_queue_length"), 0);
     assert_eq!(metric(&metrics.text, "kmsgate_clock_held"), 0);
     assert!(!metrics.text.contains(&key) && !metrics.text.contains(PROJECT));
+}
+
+#[tokio::test]
+async fn refusals_are_counted_by_the_limit_that_refused() {
+    let site = Site::new("");
+    let limits = "[limits]\nper_caller = { requests_per_second = 1, requests_burst = 3 }\n\
+                  per_key = { cores = 0.000001, burst = \"0ms\" }\n";
+    site.write("kmsgate.toml", &(site.config("root.key") + limits));
+    let (_program, at) = site.serve();
+    let key = create(at, "k").await;
+    let body = json!({ "key_id": key, "plain_text": "x" });
+    for expected in ["", "APIGW.0308", "APIGW.0308"] {
+        let answer = call(at.rest, TOKEN, "encrypt-data", &body).await;
+        assert_eq!(answer.status == 200, expected.is_empty(), "{answer:?}");
+        if !expected.is_empty() {
+            assert_eq!(answer.code(), expected);
+        }
+    }
+    let metrics = fetch(at.admin, "/metrics").await.text;
+    for (limit, count) in [
+        ("per_caller.requests_per_second", 1),
+        ("per_caller.cores", 0),
+        ("per_key.cores", 1),
+    ] {
+        let name = format!("kmsgate_throttled_total{{limit=\"{limit}\"}}");
+        assert_eq!(metric(&metrics, &name), count, "{metrics}");
+    }
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
 use kmsgate::grpc::pb::key_service_server::KeyService;
 use kmsgate::grpc::{Place, Server, pb};
 use kmsgate::service::keyring::Keyring;
+use kmsgate::service::limits::Limits;
 use kmsgate::service::{Context, Kms};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::memory::Memory;
@@ -120,6 +121,7 @@ async fn server() -> Server {
         keyring: Arc::new(Keyring::new(16)),
         pool: Arc::clone(&POOL),
         policy: Policy,
+        limits: Limits::default(),
         audit: Arc::new(Nobody),
         clock: Arc::new(Still),
         new_key_id,

@@ -1,5 +1,7 @@
-//! What work with keys costs, so that those who wait for it are served fairly.
+//! What work costs, so that those who wait for it are served fairly, and nobody takes more than is
+//! granted.
 
+use crate::domain::caller::Action;
 use crate::domain::key::KeySpec;
 
 /// Something that is done with a key.
@@ -35,6 +37,34 @@ impl KeySpec {
             Work::Decrypt => decrypt,
             Work::Open => open,
             Work::Make => make,
+        }
+    }
+}
+
+/// About how long reading a record from the store has one core, and checking it, in microseconds.
+pub const READ: u32 = 10;
+
+/// The same of changing records.
+pub const WRITE: u32 = 100;
+
+impl Action {
+    /// About how long the action has one core at least, in microseconds, besides any [`Work`].
+    pub const fn micros(self) -> u32 {
+        match self {
+            Self::EncryptData | Self::DecryptData => 0,
+            // Making a key is charged when it is known that one is to be made.
+            Self::DescribeKey
+            | Self::ListKeys
+            | Self::GetPublicKey
+            | Self::CreateKey
+            | Self::RotateOnDemand => READ,
+            Self::EnableKey
+            | Self::DisableKey
+            | Self::ScheduleKeyDeletion
+            | Self::CancelKeyDeletion
+            | Self::UpdateKeyAlias
+            | Self::UpdateKeyDescription
+            | Self::ConfirmClock => WRITE,
         }
     }
 }

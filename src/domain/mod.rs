@@ -10,6 +10,7 @@ pub mod frame;
 pub mod identity;
 pub mod jwt;
 pub mod key;
+pub mod rate;
 pub mod request;
 pub mod secret;
 pub mod time;

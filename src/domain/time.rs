@@ -1,6 +1,7 @@
-//! Wall-clock time, as the contract counts it.
+//! Wall-clock time, as the contract counts it, and time that only passes.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Milliseconds since 1970 (UTC).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +24,12 @@ impl Timestamp {
 pub trait Clock: fmt::Debug + Send + Sync {
     /// The time now.
     fn now(&self) -> Timestamp;
+}
+
+/// Tells how long it has run. Unlike a [`Clock`] it never jumps, whatever is done to the machine's time.
+pub trait Stopwatch: fmt::Debug + Send + Sync {
+    /// The time since it was started.
+    fn elapsed(&self) -> Duration;
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ impl Face for Rest {
 
 /// The answer for a failure that was met before the service was called.
 pub(super) fn told(error: &Error) -> Response<Body> {
-    write(error.kind(), &error.to_string(), None)
+    write(error.kind(), &error.to_string(), error.pause())
 }
 
 /// The answer for a failure of the service. The status goes with it in the response's extensions,

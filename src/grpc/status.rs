@@ -5,7 +5,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic_types::pb;
 
-use crate::error::{DOMAIN, Error, Face, Kind, PAUSE, Retry};
+use crate::error::{DOMAIN, Error, Face, Kind};
 use crate::grpc::pb::ErrorDetail;
 
 impl From<Error> for Status {
@@ -35,9 +35,9 @@ impl From<&Error> for Status {
                 },
             ),
         ];
-        if row.retry == Retry::Backoff {
+        if let Some(pause) = error.pause() {
             let retry = pb::RetryInfo {
-                retry_delay: PAUSE.try_into().ok(),
+                retry_delay: pause.try_into().ok(),
             };
             details.push(any("google.rpc.RetryInfo", &retry));
         }

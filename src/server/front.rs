@@ -1,8 +1,8 @@
 //! What happens to every request before and after a face sees it, the same for both faces.
 //!
 //! In this order: a request id, the count of requests in work, the deadline, the size of the headers,
-//! the declared length of the body, the caller, the limit on requests in work, and over REST the
-//! whole body. What is refused here is told through the face's own
+//! the declared length of the body, the caller, the limit on the caller's requests, the limit on
+//! requests in work, and over REST the whole body. What is refused here is told through the face's own
 //! [`refuse`](crate::error::Face::refuse), to the metrics and to the audit.
 //! What the RPC library refuses by itself (an unknown method, a message that is too long, bytes
 //! that are no message) is rewritten to rows of the catalogue.
@@ -366,6 +366,7 @@ impl Front {
             told: AtomicBool::new(false),
         });
         let known = context.get_or_init(|| known);
+        guard.kms.limits.request(&known.caller)?;
         self.check_project(parts.uri.path(), &known.caller)
     }
 

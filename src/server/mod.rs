@@ -25,7 +25,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -51,8 +51,9 @@ use crate::crypto::rustcrypto::RustCrypto;
 use crate::crypto::{Choice, InvalidProviders, Provider, ProviderError, Providers};
 use crate::domain::caller::{Action, Actions, Caller};
 use crate::domain::key::{KeyAlias, KeyDescription, KeyId, KeySpec, KeyUsage, ProjectId};
+use crate::domain::rate::Rate;
 use crate::domain::request::RequestId;
-use crate::domain::time::{Clock, Timestamp};
+use crate::domain::time::{Clock, Stopwatch, Timestamp};
 use crate::error::{Causes, Error, Kind};
 use crate::gateway;
 use crate::grpc;
@@ -63,18 +64,22 @@ use crate::server::front::{Common, Face, Front, Guard};
 use crate::server::tls::{Acceptor, Tls};
 use crate::server::token::Token;
 use crate::service::keyring::Keyring;
+use crate::service::limits::{Limit, Limits};
 use crate::service::{Context, Kms, NewKey, Sweep};
 use crate::store::codec::Codec;
 use crate::store::memory::Memory;
 use crate::store::sqlite::{Findings, Sqlite};
 use crate::store::{Address, KeyStore, StoreError};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Read};
 
 /// The most bytes of a request's message, body, and headers each.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
 /// How often credential files are looked at.
 const REFRESH: Duration = Duration::from_secs(1);
+
+/// The processor time that may be used at once where a limit does not say it.
+const BURST: Duration = Duration::from_secs(1);
 
 /// How often keys past their deletion date are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -165,6 +170,7 @@ impl Server {
             keyring: Arc::new(Keyring::new(limits.opened_keys.get())),
             pool: Arc::new(Pool::new(threads, limits.cpu_queue.get())?),
             policy: Policy,
+            limits: limits_of(&limits),
             audit: sink,
             clock,
             new_key_id,
@@ -363,6 +369,26 @@ impl Server {
             "kmsgate_audit_lost",
             "Events that the audit could not keep.",
             move || audit.lost(),
+        );
+        let refusals = |of: fn(&Limits) -> Option<&Limit>| -> Read {
+            let kms = Arc::clone(&self.kms);
+            Box::new(move || of(&kms.limits).map_or(0, Limit::refused))
+        };
+        metrics.counters(
+            "kmsgate_throttled",
+            "Requests that were over a limit per caller or per key.",
+            "limit",
+            vec![
+                (
+                    "per_caller.requests_per_second",
+                    refusals(|limits| limits.requests.as_ref()),
+                ),
+                (
+                    "per_caller.cores",
+                    refusals(|limits| limits.caller.as_ref()),
+                ),
+                ("per_key.cores", refusals(|limits| limits.key.as_ref())),
+            ],
         );
         tell_of_files(&mut metrics, stale);
         if let Some(tls) = &self.tls {
@@ -716,6 +742,30 @@ fn load_tls(config: Option<&config::Tls>) -> Result<Option<Arc<Tls>>, StartError
     config.map(load).transpose()
 }
 
+/// The configured limits on callers and keys.
+fn limits_of(config: &config::Limits) -> Limits {
+    let config::Limits {
+        per_caller,
+        per_key,
+        ..
+    } = config;
+    let stopwatch: Arc<dyn Stopwatch> = Arc::new(Running(Instant::now()));
+    let limit = |rate| Limit::new(rate, Arc::clone(&stopwatch));
+    let requests = per_caller.requests_per_second.map(|rate| {
+        let burst = per_caller.requests_burst.unwrap_or(rate);
+        limit(Rate::requests(rate, burst))
+    });
+    let time = |cores: Option<_>, burst: Option<_>| {
+        let burst = burst.unwrap_or(BURST);
+        cores.map(|cores| limit(Rate::cores(cores, burst)))
+    };
+    Limits {
+        requests,
+        caller: time(per_caller.cores, per_caller.burst),
+        key: time(per_key.cores, per_key.burst),
+    }
+}
+
 fn shown(path: &Path) -> String {
     path.display().to_string()
 }
@@ -822,6 +872,16 @@ impl Clock for SystemClock {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let millis = since.map_or(0, |since| since.as_millis());
         Timestamp(i64::try_from(millis).unwrap_or(i64::MAX))
+    }
+}
+
+/// The machine's time that only passes.
+#[derive(Clone, Copy, Debug)]
+struct Running(Instant);
+
+impl Stopwatch for Running {
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
     }
 }
 

@@ -53,6 +53,7 @@ impl Kms {
                 .await?;
             let held = found.ok_or(Kind::KeyNotFound)?;
             usable(held.record(), ask.algorithm)?;
+            call.charge_for(&held, held.newest_version()?, Work::Decrypt)?;
             let plaintext = self.decrypt_with(call.pool(), &held, &ciphertext).await?;
             if !held.has_changed() {
                 return Ok(Decrypted { key_id, plaintext });
@@ -86,6 +87,7 @@ impl Kms {
             let held = held.filter(|held| held.record().spec.family() == Family::Symmetric);
             let held = held.ok_or(Kind::InvalidCiphertext)?;
             usable(held.record(), ask.algorithm)?;
+            call.charge_for(&held, head.version, Work::Decrypt)?;
             let plaintext = self
                 .open_frame(call.pool(), &held, &head, body, &ask.aad)
                 .await?;

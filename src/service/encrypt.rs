@@ -59,6 +59,7 @@ impl Kms {
             let held = found.ok_or(Kind::KeyNotFound)?;
             usable(held.record(), algorithm)?;
             fits(held.record(), &plaintext)?;
+            call.charge_for(&held, held.newest_version()?, Work::Encrypt)?;
             let ciphertext = self
                 .encrypt_under(call.pool(), &held, &plaintext, &aad)
                 .await?;

@@ -141,15 +141,30 @@ impl Held {
         self.changed.load(Ordering::Acquire)
     }
 
+    /// About how long opening one version has one core, in microseconds; 0 if it is open, or is none.
+    pub fn opening(&self, version: KeyVersion) -> u32 {
+        let cell = self.opened.get(place(version));
+        if cell.is_none_or(OnceCell::initialized) {
+            return 0;
+        }
+        self.record.spec.micros(Work::Open)
+    }
+
+    /// The number of the version that encrypts.
+    pub fn newest_version(&self) -> Result<KeyVersion, Error> {
+        let newest = self.record.versions.last().ok_or(Kind::Internal)?;
+        Ok(newest.version)
+    }
+
     /// The version that encrypts, opened.
     pub async fn newest(
         &self,
         providers: &Arc<Providers>,
         pool: Share<'_>,
     ) -> Result<(KeyVersion, &Arc<OpenKey>), Error> {
-        let newest = self.record.versions.last().ok_or(Kind::Internal)?;
-        let opened = self.version(newest.version, providers, pool).await?;
-        Ok((newest.version, opened.ok_or(Kind::Internal)?))
+        let newest = self.newest_version()?;
+        let opened = self.version(newest, providers, pool).await?;
+        Ok((newest, opened.ok_or(Kind::Internal)?))
     }
 
     /// One version, opened; none if the key has no such version.
@@ -159,8 +174,7 @@ impl Held {
         providers: &Arc<Providers>,
         pool: Share<'_>,
     ) -> Result<Option<&Arc<OpenKey>>, Error> {
-        // Versions are counted from 1 without a gap: the store makes sure of it.
-        let place = usize::try_from(version.get() - 1).unwrap_or(usize::MAX);
+        let place = place(version);
         let (Some(record), Some(cell)) = (self.record.versions.get(place), self.opened.get(place))
         else {
             return Ok(None);
@@ -184,6 +198,12 @@ impl Held {
         };
         Ok(Some(cell.get_or_try_init(open).await?))
     }
+}
+
+/// Where a version stands among a key's. They are counted from 1 without a gap: the store makes sure of
+/// it.
+fn place(version: KeyVersion) -> usize {
+    usize::try_from(version.get() - 1).unwrap_or(usize::MAX)
 }
 
 impl From<PoolError> for Error {

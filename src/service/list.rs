@@ -1,5 +1,6 @@
 //! ListKeys.
 
+use crate::domain::cost::READ;
 use crate::domain::key::{KeySpec, KeyState};
 use crate::error::{Error, Kind};
 use crate::service::{Call, Kms};
@@ -39,6 +40,8 @@ impl Kms {
         let prefix = Prefix::Keys(call.caller_project().clone());
         let mut matching = Vec::new();
         self.each(&prefix, |found| {
+            // How many there are shows when they are read.
+            self.limits.owe(&call.context.caller, READ);
             let Record::Key(mut key) = found.record else {
                 return Err(Kind::Internal.into());
             };

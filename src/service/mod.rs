@@ -16,11 +16,13 @@ use crate::auth::policy::Policy;
 use crate::crypto::Providers;
 use crate::crypto::pool::{Pool, Share};
 use crate::domain::caller::{Action, Caller};
-use crate::domain::key::{KeyId, ProjectId};
+use crate::domain::cost::Work;
+use crate::domain::key::{KeyId, KeyVersion, ProjectId};
 use crate::domain::request::{RequestId, Sequence};
 use crate::domain::time::Clock;
 use crate::error::{Error, Kind};
-use crate::service::keyring::Keyring;
+use crate::service::keyring::{Held, Keyring};
+use crate::service::limits::Limits;
 use crate::store::{Change, KeyRecord, KeyStore, Record, Revision, StoreError};
 
 mod create;
@@ -29,6 +31,7 @@ mod describe;
 mod destroy;
 mod encrypt;
 pub mod keyring;
+pub mod limits;
 mod list;
 mod public_key;
 mod rotate;
@@ -54,6 +57,8 @@ pub struct Kms {
     pub pool: Arc<Pool>,
     /// Who may do what.
     pub policy: Policy,
+    /// How much callers may ask for.
+    pub limits: Limits,
     /// Who is told what happened.
     pub audit: Arc<dyn Sink>,
     /// What time it is.
@@ -196,9 +201,26 @@ impl Call<'_> {
         &self.context.caller.project
     }
 
-    /// Refuses a caller without the right to the action.
+    /// Refuses a caller without the right to the action, or whose processor time does not allow it.
     fn allowed(&self) -> Result<(), Error> {
-        Ok(self.kms.policy.may(&self.context.caller, self.action)?)
+        self.kms.policy.may(&self.context.caller, self.action)?;
+        self.charge(self.action.micros())
+    }
+
+    /// Charges the caller for `micros` of processor time, if it is any.
+    fn charge(&self, micros: u32) -> Result<(), Error> {
+        if micros == 0 {
+            return Ok(());
+        }
+        self.kms.limits.work(&self.context.caller, None, micros)
+    }
+
+    /// Charges the caller and the key for work with a version of it, which is about to be done.
+    fn charge_for(&self, key: &Held, version: KeyVersion, work: Work) -> Result<(), Error> {
+        let record = key.record();
+        let micros = record.spec.micros(work) + key.opening(version);
+        let caller = &self.context.caller;
+        self.kms.limits.work(caller, Some(record.key_id), micros)
     }
 
     /// Ends the call: logs and audits how.

@@ -17,6 +17,7 @@ impl Kms {
         if held.record().spec.family() == Family::Symmetric {
             return Err(Kind::SymmetricKey.into());
         }
+        call.charge(held.opening(held.newest_version()?))?;
         let (_, key) = held.newest(&self.providers, call.pool()).await?;
         Ok(pair(key)?.public_key().to_vec())
     }

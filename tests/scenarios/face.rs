@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -76,6 +77,8 @@ pub(crate) struct Refusal {
     pub(crate) kind: Kind,
     /// What the caller reads.
     pub(crate) message: String,
+    /// After how long a repeat may succeed, where one may.
+    pub(crate) pause: Option<Duration>,
 }
 
 /// An HTTP answer, before anything is made of it.
@@ -406,9 +409,16 @@ fn read_rest(raw: &Raw) -> Result<Value, Refusal> {
     );
     assert_eq!(raw.body, envelope, "the envelope is exact");
     assert!(message.starts_with(kind.row().text), "{message}");
-    let pause = raw.headers.get(RETRY_AFTER);
+    let pause = raw.headers.get(RETRY_AFTER).map(|pause| {
+        let seconds: u64 = pause.to_str().unwrap().parse().unwrap();
+        Duration::from_secs(seconds)
+    });
     assert_eq!(pause.is_some(), kind.row().retry == Retry::Backoff);
-    Err(Refusal { kind, message })
+    Err(Refusal {
+        kind,
+        message,
+        pause,
+    })
 }
 
 fn read_grpc(operation: &str, raw: &Raw) -> Result<Value, Refusal> {
@@ -451,5 +461,6 @@ fn read_grpc(operation: &str, raw: &Raw) -> Result<Value, Refusal> {
     Err(Refusal {
         kind,
         message: detail.error_msg,
+        pause: pause.map(|info| info.retry_delay.unwrap()),
     })
 }
