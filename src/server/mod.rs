@@ -309,8 +309,8 @@ impl Server {
         serving_at.log();
 
         stop.await;
-        tracing::info!("stopping");
         readiness.stop();
+        tracing::info!("stopping");
         for name in SERVICES {
             health
                 .set_service_status(name, ServingStatus::NotServing)
@@ -502,8 +502,8 @@ pub async fn serve_gateway(
     let admin = tokio::spawn(axum::serve(admin_listener, probes).into_future());
     serving_at.log();
     stop.await;
-    tracing::info!("stopping");
     readiness.stop();
+    tracing::info!("stopping");
     draining.send_replace(true);
     let _ = serving.await;
     refreshing.abort();
