@@ -368,6 +368,9 @@ pub struct Limits {
     /// The longest that one request may take.
     #[serde(deserialize_with = "duration")]
     pub request_timeout: Duration,
+    /// How old a connection gets, give or take a tenth, before its client is told to make another.
+    #[serde(deserialize_with = "duration")]
+    pub connection_age: Duration,
     /// Keys that are held opened in memory.
     pub opened_keys: NonZeroUsize,
     /// Threads for private operations and making keys; one per core if absent.
@@ -623,6 +626,7 @@ impl Default for Limits {
         Self {
             requests_in_flight: count(4096),
             request_timeout: Duration::from_secs(10),
+            connection_age: Duration::from_secs(3600),
             opened_keys: count(100_000),
             cpu_threads: None,
             cpu_queue: count(1024),

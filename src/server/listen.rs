@@ -25,10 +25,9 @@ use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::server::TlsStream;
 
 use crate::auth::Peer;
@@ -73,17 +72,27 @@ pub(super) trait Answer: Send + Sync + 'static {
     ) -> impl Future<Output = Response<Body>> + Send;
 }
 
+/// How long connections last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lives {
+    /// How old a connection gets, give or take a tenth, before its client is told to go.
+    pub(super) age: Duration,
+    /// How long requests in work may take to end when the server stops.
+    pub(super) drain: Duration,
+}
+
 /// Serves `listener`, behind `tls` if there is any, until `stop` turns true, then lets open requests
-/// end within `drain`.
+/// end.
 pub(super) async fn serve(
     listener: TcpListener,
     tls: Option<Acceptor>,
     answer: impl Answer,
     mut stop: watch::Receiver<bool>,
-    drain: Duration,
+    lives: Lives,
 ) {
     let answer = Arc::new(answer);
-    let graceful = GracefulShutdown::new();
+    // Closed when the last connection drops its end.
+    let (open, mut last) = mpsc::channel::<Infallible>(1);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -98,9 +107,10 @@ pub(super) async fn serve(
             }
         };
         let (answer, tls) = (Arc::clone(&answer), tls.clone());
-        let watcher = graceful.watcher();
+        let open = open.clone();
         let mut stop = stop.clone();
         tokio::spawn(async move {
+            let _open = open;
             // Small answers must not wait for more.
             let _ = stream.set_nodelay(true);
             let mut peer = Peer {
@@ -126,13 +136,13 @@ pub(super) async fn serve(
                     }
                 }
             };
-            if let Err(error) = converse(stream, peer, answer, watcher, stop).await {
+            if let Err(error) = converse(stream, peer, answer, stop, lives.age).await {
                 tracing::debug!(error, "a connection ended badly");
             }
         });
     }
-    drop(listener);
-    if tokio::time::timeout(drain, graceful.shutdown())
+    drop((listener, open));
+    if tokio::time::timeout(lives.drain, last.recv())
         .await
         .is_err()
     {
@@ -145,8 +155,8 @@ async fn converse(
     stream: Stream,
     peer: Peer,
     answer: Arc<impl Answer>,
-    watcher: Watcher,
     stop: watch::Receiver<bool>,
+    age: Duration,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let in_work = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&in_work);
@@ -166,9 +176,15 @@ async fn converse(
     let (read, wire) = (Arc::clone(&io.read), Arc::clone(&io.wire));
     let builder = builder(turn.clone());
     let connection = builder.serve_connection(TokioIo::new(io), service);
-    let mut connection = pin!(watcher.watch(connection.into_owned()));
+    let mut connection = pin!(connection.into_owned());
+    let mut told = false;
+    let mut end = pin!(end_of_life(stop.clone(), age));
     let connection = poll_fn(move |context| {
         turn.begin();
+        if !told && end.as_mut().poll(context).is_ready() {
+            told = true;
+            connection.as_mut().graceful_shutdown();
+        }
         let polled = connection.as_mut().poll(context);
         let mut wire = lock(&wire);
         wire.next = Wire::TOGETHER;
@@ -181,6 +197,17 @@ async fn converse(
         ended = connection => ended,
         () = silence(&read) => Ok(()),
         () = idle_after(stop, &in_work) => Ok(()),
+    }
+}
+
+/// Completes when a client is to be told to go: when the server stops, or the connection is old. A
+/// tenth more or less keeps connections that were made together from being made anew together.
+async fn end_of_life(mut stop: watch::Receiver<bool>, age: Duration) {
+    let jitter = getrandom::u32().unwrap_or_default() % 200;
+    let age = age / 1000 * (900 + jitter);
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = tokio::time::sleep(age) => {}
     }
 }
 
@@ -604,6 +631,35 @@ mod tests {
         assert!(answer.ends_with(LONG), "{} bytes", answer.len());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_old_connection_is_told_to_go_when_it_is_about_as_old_as_it_may_be() {
+        let (stream, _stop) = connected().await;
+        let begun = tokio::time::Instant::now();
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        let (waits, _) = client.send_request(get("/slow"), true).unwrap();
+        let driver = tokio::spawn(connection);
+        // What is in work is answered.
+        assert_eq!(waits.await.unwrap().status(), 200);
+        driver.await.unwrap().unwrap();
+        let age = begun.elapsed();
+        assert!(age >= AGE * 9 / 10 && age <= AGE * 12 / 10, "{age:?}");
+
+        let (mut client, _stop) = connected().await;
+        let begun = tokio::time::Instant::now();
+        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        while client.write_all(request).await.is_ok() {
+            let mut answer = [0; 4096];
+            if client.read(&mut answer).await.unwrap_or(0) == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let age = begun.elapsed();
+        assert!(age >= AGE * 9 / 10 && age <= AGE * 12 / 10, "{age:?}");
+    }
+
+    const AGE: Duration = Duration::from_secs(600);
+
     const LONG: &[u8] = &[7; 32 * 1024 * 1024];
 
     fn get(path: &str) -> Request<()> {
@@ -618,6 +674,10 @@ mod tests {
         async fn answer(&self, _: &Peer, request: Request<Incoming>) -> Response<Body> {
             let body = match request.uri().path() {
                 "/waits" => std::future::pending().await,
+                "/slow" => {
+                    tokio::time::sleep(AGE).await;
+                    axum::body::Body::empty()
+                }
                 "/long" => LONG.into(),
                 _ => axum::body::Body::empty(),
             };
@@ -635,7 +695,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, stop) = watch::channel(false);
-        let served = tokio::spawn(serve(listener, None, Fine, stop, Duration::from_secs(5)));
+        let lives = Lives {
+            age: AGE,
+            drain: Duration::from_secs(5),
+        };
+        let served = tokio::spawn(serve(listener, None, Fine, stop, lives));
         let client = TcpStream::connect(address).await.unwrap();
         let stop = Stop {
             address,

@@ -61,6 +61,7 @@ use crate::grpc::pb::crypto_service_server::CryptoServiceServer;
 use crate::grpc::pb::key_service_server::KeyServiceServer;
 use crate::server::admin::Readiness;
 use crate::server::front::{Common, Face, Front, Guard};
+use crate::server::listen::Lives;
 use crate::server::tls::{Acceptor, Tls};
 use crate::server::token::Token;
 use crate::service::keyring::Keyring;
@@ -276,7 +277,10 @@ impl Server {
         let grpc = routes.prepare().into_axum_router();
         let grpc = Front::grpc(Arc::clone(&common), grpc, service);
         let rest = Front::rest(common, rest, direct);
-        let patience = self.shutdown.drain;
+        let lives = Lives {
+            age: self.limits.connection_age,
+            drain: self.shutdown.drain,
+        };
         let tls = |face| {
             let tls = self.tls.as_ref().map(Arc::clone);
             tls.map(|tls| Acceptor::new(tls, face))
@@ -289,9 +293,9 @@ impl Server {
                 grpc_tls,
                 grpc,
                 drain.clone(),
-                patience,
+                lives,
             )),
-            tokio::spawn(listen::serve(rest_port, rest_tls, rest, drain, patience)),
+            tokio::spawn(listen::serve(rest_port, rest_tls, rest, drain, lives)),
         ];
         let probes = admin::router(metrics, readiness.clone());
         let admin = tokio::spawn(axum::serve(listeners.admin, probes).into_future());
@@ -480,7 +484,10 @@ pub async fn serve_gateway(
     }
     let metrics = Arc::new(metrics);
     let limits = config::Limits::default();
-    let drain_time = config::Shutdown::default().drain;
+    let lives = Lives {
+        age: limits.connection_age,
+        drain: config::Shutdown::default().drain,
+    };
     let requests = Arc::clone(&metrics.requests);
     let upstream = Arc::new(upstream);
     let direct = gateway::Direct::new(Arc::<gateway::Upstream>::clone(&upstream));
@@ -497,7 +504,7 @@ pub async fn serve_gateway(
     let files = tls.iter().map(|tls| Arc::<Tls>::clone(tls) as _).collect();
     let refreshing = tokio::spawn(refresh(files, stale));
     let tls = tls.map(|tls| Acceptor::new(tls, Face::Rest));
-    let serving = tokio::spawn(listen::serve(rest, tls, front, drain, drain_time));
+    let serving = tokio::spawn(listen::serve(rest, tls, front, drain, lives));
     let probes = admin::router(metrics, readiness.clone());
     let admin = tokio::spawn(axum::serve(admin_listener, probes).into_future());
     serving_at.log();
