@@ -1,0 +1,292 @@
+//! What strangers do to a connection, against the running program: each attack ends, or goes on at its
+//! own cost, while others are answered, and leaves nothing behind.
+
+mod program;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::program::{Addresses, PATIENCE, PROJECT, Program, Site, TOKEN, call, fetch};
+
+/// The HTTP/2 preface and empty settings.
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+// Types and flags of frames (RFC 9113, section 6).
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// How much of a flood is sent, if the server goes on reading it.
+const FLOOD: usize = 64 * 1024 * 1024;
+
+#[tokio::test]
+async fn streams_that_are_begun_and_given_up_leave_nothing_behind() {
+    let (world, mut stream) = World::attacked().await;
+    // CVE-2023-44487. A request for nothing: POST http /x (RFC 7541, appendix A).
+    let mut flood = Vec::new();
+    for number in 0..20_000 {
+        let id = number * 2 + 1;
+        let block = [0x83, 0x86, 0x04, 2, b'/', b'x', 0x01, 1, b'h'];
+        frame(&mut flood, HEADERS, END_HEADERS | END_STREAM, id, &block);
+        frame(&mut flood, RST_STREAM, 0, id, &8_u32.to_be_bytes());
+    }
+    world.send_and_read(&mut stream, &flood).await;
+    world.is_well().await;
+}
+
+#[tokio::test]
+async fn headers_without_end_are_cut_off() {
+    let (world, mut stream) = World::attacked().await;
+    let mut flood = Vec::new();
+    frame(&mut flood, HEADERS, END_STREAM, 1, &[0x83, 0x86]);
+    // A literal header without indexing, again and again (CVE-2024-27316 and its like).
+    let header = [&[0x00, 1, b'a', 100][..], &[b'b'; 100]]
+        .concat()
+        .repeat(100);
+    while flood.len() < FLOOD {
+        frame(&mut flood, CONTINUATION, 0, 1, &header);
+    }
+    let (sent, answer) = world.send_and_read(&mut stream, &flood).await;
+    assert!(sent < 8 * 1024 * 1024, "{sent} bytes could be sent");
+    // What says why may be lost with the connection.
+    let lost = frames(&answer).len() <= 2;
+    assert!(lost || frames(&answer).contains(&GOAWAY), "{answer:?}");
+    world.is_well().await;
+}
+
+#[tokio::test]
+async fn a_small_block_that_stands_for_many_headers_is_refused() {
+    let (world, mut stream) = World::attacked().await;
+    let mut block = vec![0x83, 0x86, 0x04, 2, b'/', b'x'];
+    // One entry of the dynamic table, of 4000 bytes, and then only its index.
+    block.extend([0x40, 1, b'a', 127]);
+    block.extend(integer(4000 - 127));
+    block.extend([b'b'; 4000]);
+    block.extend([0xbe; 10_000]);
+    let mut bomb = Vec::new();
+    let mut parts = block.chunks(16_000);
+    frame(&mut bomb, HEADERS, END_STREAM, 1, parts.next().unwrap());
+    frame(
+        &mut bomb,
+        CONTINUATION,
+        END_HEADERS,
+        1,
+        parts.next().unwrap_or_default(),
+    );
+    world.send_and_read(&mut stream, &bomb).await;
+    world.is_well().await;
+}
+
+#[tokio::test]
+async fn pings_and_settings_of_a_client_that_does_not_read_are_not_collected() {
+    for kind in [PING, SETTINGS] {
+        let world = World::new();
+        let mut stream = TcpStream::connect(world.at.grpc).await.unwrap();
+        stream.write_all(HELLO).await.unwrap();
+        let mut some = Vec::new();
+        while some.len() < 1024 * 1024 {
+            match kind {
+                PING => frame(&mut some, PING, 0, 0, &[7; 8]),
+                // Another window for streams that are not there.
+                _ => frame(&mut some, SETTINGS, 0, 0, &[0, 4, 0, 0, 1, 0]),
+            }
+        }
+        let mut sent = 0;
+        while sent < FLOOD {
+            let write = stream.write_all(&some);
+            // A server that waits for its client to read, or has left it, reads no more.
+            match tokio::time::timeout(Duration::from_millis(500), write).await {
+                Ok(Ok(())) => sent += some.len(),
+                _ => break,
+            }
+        }
+        world.is_well().await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_request_cannot_be_hidden_in_the_first() {
+    let world = World::new();
+    let hidden = format!(
+        "POST /v1.0/{PROJECT}/kms/create-key HTTP/1.1\r\nhost: h\r\nx-auth-token: {TOKEN}\r\n\
+         content-length: 22\r\n\r\n{{\"key_alias\":\"hidden\"}}"
+    );
+    let length = hidden.len();
+    let chunk = format!("{length:x}\r\n{hidden}\r\n0\r\n\r\n");
+    // What two programs could read differently: each is refused, or its body is all of the rest.
+    for (head, body) in [
+        (
+            format!("content-length: 0\r\ncontent-length: {length}"),
+            &hidden,
+        ),
+        (format!("content-length: 0, {length}"), &hidden),
+        (format!("content-length: +{length}"), &hidden),
+        (format!("content-length : {length}"), &hidden),
+        (format!("content-length:\x0b{length}"), &hidden),
+        (
+            format!("transfer-encoding: chunked\r\ncontent-length: {length}"),
+            &chunk,
+        ),
+        (
+            "transfer-encoding: chunked\r\ntransfer-encoding: identity".to_owned(),
+            &chunk,
+        ),
+        ("transfer-encoding: xchunked".to_owned(), &chunk),
+        ("transfer-encoding: chunked, identity".to_owned(), &chunk),
+        ("transfer-encoding:\r\n chunked".to_owned(), &chunk),
+        ("transfer-encoding : chunked".to_owned(), &chunk),
+        (
+            "\u{17f}-x: 1\r\ntransfer-encoding: \u{212a}chunked".to_owned(),
+            &chunk,
+        ),
+        ("x: a\ntransfer-encoding: chunked".to_owned(), &chunk),
+        ("x: a\rcontent-length: 0".to_owned(), &hidden),
+        ("x: a\0".to_owned(), &hidden),
+    ] {
+        let request = format!(
+            "POST /v1.0/{PROJECT}/kms/list-keys HTTP/1.1\r\nhost: h\r\n{head}\r\n\r\n{body}"
+        );
+        let mut stream = TcpStream::connect(world.at.rest).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        let _ = tokio::time::timeout(PATIENCE, read).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        let answers = answer.matches("HTTP/1.1 ").count();
+        assert!(answers <= 1, "{head:?}: {answer}");
+        assert!(!answer.contains(" 200 "), "{head:?}: {answer}");
+    }
+    let body = serde_json::json!({ "key_spec": "ALL" });
+    let keys = call(world.at.rest, TOKEN, "list-keys", &body).await;
+    assert_eq!(keys.json()["keys"].as_array().unwrap().len(), 0, "{keys:?}");
+    world.is_well().await;
+}
+
+/// A server, and what its attackers have seen.
+struct World {
+    at: Addresses,
+    program: Program,
+    resident: u64,
+    _site: Site,
+}
+
+impl World {
+    fn new() -> Self {
+        let site = Site::new("");
+        let (program, at) = site.serve();
+        let resident = resident(&program);
+        Self {
+            at,
+            program,
+            resident,
+            _site: site,
+        }
+    }
+
+    /// A server, and a connection that has said hello over HTTP/2.
+    async fn attacked() -> (Self, TcpStream) {
+        let world = Self::new();
+        let mut stream = TcpStream::connect(world.at.grpc).await.unwrap();
+        stream.write_all(HELLO).await.unwrap();
+        (world, stream)
+    }
+
+    /// Sends bytes and reads what comes meanwhile, up to the end of the connection, or until it is
+    /// silent. Gives how much could be sent, and what came.
+    async fn send_and_read(&self, stream: &mut TcpStream, bytes: &[u8]) -> (usize, Vec<u8>) {
+        let (mut reader, mut writer) = stream.split();
+        let write = async {
+            let mut sent = 0;
+            for some in bytes.chunks(16 * 1024) {
+                // Whoever is cut off cannot write on.
+                if writer.write_all(some).await.is_err() {
+                    break;
+                }
+                sent += some.len();
+            }
+            sent
+        };
+        let read = async {
+            let mut all = Vec::new();
+            let mut buffer = [0; 16 * 1024];
+            loop {
+                let read = reader.read(&mut buffer);
+                match tokio::time::timeout(Duration::from_secs(2), read).await {
+                    Ok(Ok(0) | Err(_)) | Err(_) => return all,
+                    Ok(Ok(read)) => all.extend_from_slice(&buffer[..read]),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, async { tokio::join!(write, read) })
+            .await
+            .expect("the server neither reads nor leaves")
+    }
+
+    /// That others are answered, nothing is in work, and memory is what it was.
+    async fn is_well(&self) {
+        let begun = Instant::now();
+        let body = serde_json::json!({ "key_spec": "ALL" });
+        let answer = call(self.at.rest, TOKEN, "list-keys", &body).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            begun.elapsed()
+        );
+        let metrics = fetch(self.at.admin, "/metrics").await.text;
+        assert!(
+            metrics.contains("kmsgate_requests_in_flight 0"),
+            "{metrics}"
+        );
+        let grown = resident(&self.program).saturating_sub(self.resident);
+        assert!(grown < 16 * 1024, "{grown} KiB more");
+    }
+}
+
+/// The resident memory of a program, in KiB.
+fn resident(program: &Program) -> u64 {
+    let status = fs::read_to_string(program.proc().join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.unwrap().trim().trim_end_matches(" kB");
+    kib.parse().unwrap()
+}
+
+/// Adds a frame to `bytes` (RFC 9113, section 4.1).
+fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    bytes.extend_from_slice(&length[1..]);
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend_from_slice(payload);
+}
+
+/// What follows the prefix of an integer in HPACK (RFC 7541, section 5.1).
+fn integer(mut rest: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while rest >= 128 {
+        bytes.push(u8::try_from(rest % 128).unwrap() | 128);
+        rest /= 128;
+    }
+    bytes.push(u8::try_from(rest).unwrap());
+    bytes
+}
+
+/// The types of the frames in `bytes`.
+fn frames(mut bytes: &[u8]) -> Vec<u8> {
+    let mut kinds = Vec::new();
+    while let [a, b, c, kind, _, _, _, _, _, rest @ ..] = bytes {
+        kinds.push(*kind);
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        bytes = rest.get(length..).unwrap_or_default();
+    }
+    kinds
+}
