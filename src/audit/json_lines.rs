@@ -7,16 +7,19 @@
 
 use std::fmt;
 use std::io::Write;
+use std::iter;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use serde_json::json;
+use serde::Serialize;
 
 use crate::audit::{Event, Outcome, Sink};
-use crate::domain::key::KeyId;
-use crate::domain::request::Sequence;
+use crate::domain::caller::Action;
+use crate::domain::key::{KeyId, ProjectId};
+use crate::domain::request::{RequestId, Sequence};
 
 /// How many events may wait to be written.
 const QUEUE: usize = 16_384;
@@ -24,6 +27,10 @@ const QUEUE: usize = 16_384;
 /// How many of them may be refusals. Anybody can be refused as often as they like, and must not
 /// push out what was done.
 const REFUSALS: usize = QUEUE / 2;
+
+/// How long the thread rests when it has written all. Waking it for each of many refusals cost more than
+/// refusing them. What is lost with a machine is at most so much older.
+const REST: Duration = Duration::from_millis(10);
 
 /// Writes events as JSON lines.
 pub struct JsonLines {
@@ -108,20 +115,23 @@ impl fmt::Debug for JsonLines {
 /// Writes every event, and returns when no more can come.
 fn write(mut out: impl Write, events: &Receiver<Entry>, refusals: &AtomicUsize, lost: &Lost) {
     let mut torn = false;
-    for Entry { line, is_refusal } in events {
-        if is_refusal {
-            refusals.fetch_sub(1, Ordering::Relaxed);
+    while let Ok(first) = events.recv() {
+        for Entry { line, is_refusal } in iter::once(first).chain(events.try_iter()) {
+            if is_refusal {
+                refusals.fetch_sub(1, Ordering::Relaxed);
+            }
+            // A part of the event before may have been written, and must not swallow this one.
+            let end: &[u8] = if torn { b"\n" } else { b"" };
+            let written = out
+                .write_all(end)
+                .and_then(|()| out.write_all(line.as_bytes()))
+                .and_then(|()| out.flush());
+            torn = written.is_err();
+            if let Err(error) = written {
+                lost.add(error);
+            }
         }
-        // A part of the event before may have been written, and must not swallow this one.
-        let end: &[u8] = if torn { b"\n" } else { b"" };
-        let written = out
-            .write_all(end)
-            .and_then(|()| out.write_all(line.as_bytes()))
-            .and_then(|()| out.flush());
-        torn = written.is_err();
-        if let Err(error) = written {
-            lost.add(error);
-        }
+        std::thread::sleep(REST);
     }
 }
 
@@ -143,7 +153,28 @@ impl Lost {
     }
 }
 
-/// An event as a line. Absent values are left out.
+/// An event as it is written. Absent values are left out.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    action: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_id: Option<&'a str>,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    project_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sequence: Option<&'a str>,
+    time: i64,
+}
+
+/// An event as a line.
 fn line(event: &Event<'_>) -> String {
     let (outcome, error_code) = match event.outcome {
         Outcome::Done => ("done", None),
@@ -151,37 +182,23 @@ fn line(event: &Event<'_>) -> String {
         Outcome::Cancelled => ("cancelled", None),
         Outcome::Destroyed => ("destroyed", None),
     };
-    let mut object = json!({ "time": event.time.0, "outcome": outcome });
-    let optional = [
-        ("request_id", event.request_id.map(|id| id.to_string())),
-        (
-            "sequence",
-            event
-                .sequence
-                .as_ref()
-                .map(Sequence::as_str)
-                .map(str::to_owned),
-        ),
-        ("caller", event.caller.map(|caller| caller.name.to_string())),
-        ("project_id", event.project.map(ToString::to_string)),
-        (
-            "action",
-            event.action.map(|action| action.name().to_owned()),
-        ),
-        (
-            "key_id",
-            event.key_id.as_ref().map(KeyId::as_str).map(str::to_owned),
-        ),
-        ("error_code", error_code.map(str::to_owned)),
-    ];
-    if let Some(object) = object.as_object_mut() {
-        for (name, value) in optional {
-            if let Some(value) = value {
-                object.insert(name.to_owned(), value.into());
-            }
-        }
-    }
-    format!("{object}\n")
+    let request_id = event.request_id.map(RequestId::digits);
+    let request_id = request_id.as_ref();
+    let line = serde_json::to_string(&Line {
+        action: event.action.map(Action::name),
+        caller: event.caller.map(|caller| &*caller.name),
+        error_code,
+        key_id: event.key_id.as_ref().map(KeyId::as_str),
+        outcome,
+        project_id: event.project.map(ProjectId::as_str),
+        request_id: request_id.and_then(|digits| str::from_utf8(digits).ok()),
+        sequence: event.sequence.as_ref().map(Sequence::as_str),
+        time: event.time.0,
+    });
+    // Texts and a number always have a JSON form.
+    let mut line = line.unwrap_or_default();
+    line.push('\n');
+    line
 }
 
 #[cfg(test)]
@@ -190,6 +207,7 @@ mod tests {
     use crate::domain::caller::{Action, Actions, Caller};
     use crate::domain::request::RequestId;
     use crate::domain::time::Timestamp;
+    use serde_json::json;
     use std::sync::Arc;
     use std::sync::mpsc::{Receiver, Sender, channel};
 

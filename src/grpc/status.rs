@@ -96,6 +96,12 @@ pub struct Grpc;
 
 impl Face for Grpc {
     fn refuse(&self, error: &Error) -> http::Response<axum::body::Body> {
-        Status::from(error).into_http()
+        let mut refusal = Status::from(error).into_http();
+        let details = refusal.headers_mut().get_mut("grpc-status-details-bin");
+        if let Some(details) = details.filter(|_| error.pause().is_some()) {
+            // A wait is told to the nanosecond, so HTTP/2 need not remember it for compression.
+            details.set_sensitive(true);
+        }
+        refusal
     }
 }
