@@ -133,12 +133,25 @@ pub(crate) async fn rows(
     Ok(rows)
 }
 
+/// Makes an AES_256 key, and an RSA_4096 key, and says their ids.
+pub(crate) async fn keys(server: &Server) -> Outcome<(String, String)> {
+    let client = Client::connect(server).await?;
+    let aes = client.create(KeySpec::Aes256).await?;
+    Ok((aes, client.create(KeySpec::Rsa4096).await?))
+}
+
+/// DecryptData calls under this RSA_4096 key.
+pub(crate) async fn decryptions(server: &Server, key_id: &str) -> Outcome<Prepared> {
+    let client = Client::connect(server).await?;
+    let decrypt = Direction::Decrypt;
+    client.prepare(KeySpec::Rsa4096, decrypt, key_id).await
+}
+
 /// DecryptData calls under an RSA_4096 key of `server`, which keep the pool busy with the longest work that it has.
 pub(crate) async fn longest(server: &Server) -> Outcome<Prepared> {
     let client = Client::connect(server).await?;
     let key_id = client.create(KeySpec::Rsa4096).await?;
-    let decrypt = Direction::Decrypt;
-    client.prepare(KeySpec::Rsa4096, decrypt, &key_id).await
+    decryptions(server, &key_id).await
 }
 
 /// A caller of the subject.

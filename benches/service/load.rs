@@ -7,6 +7,7 @@
 //! *open loop* requests are due at fixed times whether or not earlier ones were answered, and the latency counts from the
 //! time at which a request was due, so that a stall of the server is felt by every request that it delays.
 
+pub(crate) mod crowd;
 mod grpc;
 mod rest;
 

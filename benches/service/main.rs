@@ -24,6 +24,7 @@ mod echo;
 mod keys;
 mod load;
 mod machine;
+mod overload;
 mod report;
 mod server;
 
@@ -103,7 +104,8 @@ struct Args {
     face: Vec<Face>,
 
     /// What to measure: EncryptData under AES-256, RSA and SM2 beside their primitives, AES-256 while RSA_4096 has the
-    /// processor busy, start to ready. Besides, `flat`: memory over very many operations, which takes minutes.
+    /// processor busy, start to ready. Besides, `overload`: more asked for than can be done, or than a limit allows; and
+    /// `flat`: memory over very many operations, which takes minutes.
     #[arg(
         long,
         value_delimiter = ',',
@@ -169,6 +171,7 @@ enum Part {
     Asymmetric,
     Mixed,
     Start,
+    Overload,
     Flat,
 }
 
@@ -240,6 +243,9 @@ fn measure(args: &Args) -> Outcome<()> {
         }
         if args.part.contains(&Part::Start) && args.keys > 0 {
             starts(args, &cores).await?;
+        }
+        if args.part.contains(&Part::Overload) {
+            overload(args, &cores).await?;
         }
         if args.part.contains(&Part::Flat) {
             flat(args, &cores).await?;
@@ -352,6 +358,21 @@ async fn mixed(args: &Args, cores: &Cores) -> Outcome<()> {
         cases.push(case);
     }
     print!("{}", report::mixed(&cases, decryptions.into_iter()));
+    Ok(())
+}
+
+/// Three times as much as can be done, and as a limit allows.
+async fn overload(args: &Args, cores: &Cores) -> Outcome<()> {
+    let Kind::Kmsgate(binary) = &args.subject else {
+        return Ok(());
+    };
+    let window = Window {
+        warm_up: args.warm_up,
+        length: args.seconds,
+    };
+    let launch = launch(args, cores);
+    let found = overload::measure(binary, &launch, args.pairs, window).await?;
+    print!("{}", report::overload(&found)?);
     Ok(())
 }
 

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use crate::Outcome;
 use crate::asymmetric::{Rates, Row};
 use crate::keys::Start;
+use crate::load::crowd::{Answers, latency};
 use crate::load::{Face, Figures};
+use crate::overload::{Found, Rsa};
 
 /// Two measurements, one right after the other.
 pub(crate) struct Pair {
@@ -180,6 +183,117 @@ pub(crate) fn mixed(cases: &[Case], decryptions: impl Iterator<Item = f64>) -> S
             "\nBeside it RSA_4096 decrypted {:.0} times a second.\n",
             median(decryptions)
         )
+}
+
+/// One greedy caller and nine polite ones.
+pub(crate) fn overload(found: &Found) -> Outcome<String> {
+    let mut text = String::from(
+        "\n## RSA_4096 decryption over gRPC (open loop), three times as much as can be done offered\n\n\
+         | limit | peak /s | goodput /s | goodput / peak (spread) | Jain (spread) | a polite caller /s | the greedy one /s | \
+         refused /s | late /s | p99 of the polite, ms | of the greedy, ms |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+    );
+    for row in &found.rsa {
+        let each = |of: fn(&Answers) -> f64| median(row.turns.iter().map(|(_, turn)| of(turn)));
+        let ratios = row.turns.iter().map(|(peak, turn)| turn.goodput() / peak);
+        let jain = row.turns.iter().map(|(_, turn)| turn.jain());
+        text += &format!(
+            "| {} | {:.0} | {:.0} | {} | {} | {:.1} | {:.1} | {:.0} | {:.0} | {} | {} |\n",
+            row.limit,
+            median(row.turns.iter().map(|(peak, _)| *peak)),
+            each(Answers::goodput),
+            hundredths(ratios),
+            hundredths(jain),
+            each(|turn| {
+                let polite = &turn.callers[..turn.callers.len() - 1];
+                polite.iter().map(|caller| caller.served).sum::<f64>() / polite.len() as f64
+            }),
+            each(|turn| turn.callers.last().map_or(0.0, |greedy| greedy.served)),
+            each(Answers::refused),
+            each(|turn| turn.callers.iter().map(|caller| caller.late).sum()),
+            p99(row, true)?,
+            p99(row, false)?,
+        );
+    }
+    text += "\n## EncryptData under AES-256 over gRPC (open loop), within the limit / three times it offered, microseconds\n\n\
+         | limit | allowed /s | served /s | refused /s | p50 | p99 | ratio of p99 (spread) |\n\
+         |---|--:|--:|--:|--:|--:|--:|\n";
+    for row in &found.aes {
+        let mut quantiles = Vec::new();
+        for (within, over) in &row.turns {
+            let at = |answers: &Answers, quantile| {
+                let found = latency(&answers.callers, quantile)?;
+                Outcome::Ok(micros(found.ok_or("nothing was served")?))
+            };
+            quantiles.push([
+                (at(within, 0.5)?, at(over, 0.5)?),
+                (at(within, 0.99)?, at(over, 0.99)?),
+            ]);
+        }
+        let both = |of: fn(&Answers) -> f64| {
+            format!(
+                "{:.0} / {:.0}",
+                median(row.turns.iter().map(|(within, _)| of(within))),
+                median(row.turns.iter().map(|(_, over)| of(over))),
+            )
+        };
+        let latencies = |which: usize| {
+            format!(
+                "{:.0} / {:.0}",
+                median(quantiles.iter().map(|found| found[which].0)),
+                median(quantiles.iter().map(|found| found[which].1)),
+            )
+        };
+        text += &format!(
+            "| {} | {:.0} | {} | {} | {} | {} | {} |\n",
+            row.limit,
+            row.allowed,
+            both(Answers::goodput),
+            both(Answers::refused),
+            latencies(0),
+            latencies(1),
+            hundredths(quantiles.iter().map(|found| found[1].1 / found[1].0)),
+        );
+    }
+    text += "\n## Processor time of the server for an answer (closed loop), EncryptData under AES-256 over gRPC\n\n\
+         | answer | /s | server busy | microseconds (spread) | beside the first |\n\
+         |---|--:|--:|--:|--:|\n";
+    let cost = |answers: &Answers| micros(answers.server_cpu);
+    let first = found.costs.first();
+    let first = first.map_or(f64::NAN, |first| median(first.turns.iter().map(cost)));
+    for row in &found.costs {
+        let costs: Vec<f64> = row.turns.iter().map(cost).collect();
+        let rate = |answers: &Answers| answers.goodput() + answers.refused();
+        text += &format!(
+            "| {} | {:.0} | {:.0} % | {} | {:.2} |\n",
+            row.answer,
+            median(row.turns.iter().map(rate)),
+            median(row.turns.iter().map(|answers| answers.server_busy * 100.0)),
+            spread(&costs),
+            median(costs.iter().copied()) / first,
+        );
+    }
+    Ok(text)
+}
+
+/// The p99 of the polite callers or of the greedy one, in milliseconds.
+fn p99(row: &Rsa, polite: bool) -> Outcome<String> {
+    let mut found = Vec::new();
+    for (_, turn) in &row.turns {
+        let (others, greedy) = turn.callers.split_at(turn.callers.len() - 1);
+        let of = if polite { others } else { greedy };
+        found.extend(latency(of, 0.99)?.map(|found| micros(found) / 1000.0));
+    }
+    Ok(format!("{:.0}", median(found.into_iter())))
+}
+
+/// The median and the extremes, to two places.
+fn hundredths(values: impl Iterator<Item = f64>) -> String {
+    let values: Vec<f64> = values.collect();
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(0.0, f64::max);
+    let middle = median(values.into_iter());
+    format!("**{middle:.2}** ({least:.2}–{most:.2})")
 }
 
 /// Memory after so many operations, beside that after the first of them.

@@ -16,6 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use kmsgate::auth::token::Entry;
+use kmsgate::crypto::root::RootKey;
 use tempfile::TempDir;
 
 use crate::Outcome;
@@ -160,6 +162,56 @@ impl Server {
         })
     }
 
+    /// Starts `kmsgate serve` with the configuration of `site` and these lines of its section `[limits]`, and waits
+    /// until it is ready.
+    pub(crate) fn serve(
+        binary: &Path,
+        site: &Site,
+        limits: &str,
+        launch: &Launch<'_>,
+    ) -> Outcome<Self> {
+        let config_file = site.path("kmsgate.toml");
+        fs::write(&config_file, site.config(limits))?;
+        let log_file = site.path("log");
+        let log = File::create(&log_file)?;
+        let began = Instant::now();
+        let mut process = Process(
+            launch
+                .command(binary)?
+                .args(["serve", "--config"])
+                .arg(config_file)
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                .spawn()?,
+        );
+        let at = loop {
+            let log = fs::read_to_string(&log_file)?;
+            if let Some(at) = Serving::read(&log).filter(|at| is_ready(at.admin)) {
+                break at;
+            }
+            if let Some(status) = process.0.try_wait()? {
+                return Err(
+                    format!("kmsgate serve ended before it was ready: {status}\n{log}").into(),
+                );
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(format!("kmsgate serve was not ready after {PATIENCE:?}").into());
+            }
+            thread::sleep(POLL);
+        };
+        Ok(Self {
+            grpc: at.grpc,
+            rest: at.rest,
+            token: site.operator().to_owned(),
+            project: PROJECT.to_owned(),
+            key_id: site.key_id.clone(),
+            ready_after: began.elapsed(),
+            process,
+            _directory: None,
+        })
+    }
+
     fn echo(placement: Placement, launch: &Launch<'_>) -> Outcome<Self> {
         let began = Instant::now();
         let mut command = launch.command(&env::current_exe()?)?;
@@ -207,6 +259,104 @@ impl Server {
             thread::sleep(POLL);
         }
         Ok(())
+    }
+}
+
+/// The project of a [`Site`].
+const PROJECT: &str = "53d1aefc533f4ce9a59c26b01667cbcf";
+
+/// A directory with what `kmsgate serve` needs: a root key, a store, and a token for each of some callers.
+pub(crate) struct Site {
+    directory: TempDir,
+    tokens: Vec<String>,
+    /// An AES-256 key, once one was made.
+    pub(crate) key_id: String,
+}
+
+impl Site {
+    /// A site for so many callers, and an operator besides.
+    pub(crate) fn new(callers: usize) -> Outcome<Self> {
+        let site = Self {
+            directory: directory()?,
+            tokens: (0..=callers)
+                .map(|number| format!("token-{number}"))
+                .collect(),
+            key_id: String::new(),
+        };
+        RootKey::create(&site.path("root.key"))?;
+        let mut file = String::new();
+        for token in &site.tokens {
+            let entry = Entry {
+                name: token,
+                project: PROJECT,
+                expires: None,
+                actions: &["kms:*"],
+            };
+            file += &entry.render(token.as_bytes())?;
+        }
+        fs::write(site.path("tokens.toml"), file)?;
+        Ok(site)
+    }
+
+    /// Another one with the same keys. No server may run on this one.
+    pub(crate) fn copy(&self) -> Outcome<Self> {
+        let copy = Self {
+            directory: directory()?,
+            tokens: self.tokens.clone(),
+            key_id: self.key_id.clone(),
+        };
+        for name in ["root.key", "tokens.toml", "keys.db"] {
+            fs::copy(self.path(name), copy.path(name))?;
+        }
+        Ok(copy)
+    }
+
+    /// The tokens of the callers.
+    pub(crate) fn callers(&self) -> &[String] {
+        &self.tokens[1..]
+    }
+
+    fn operator(&self) -> &str {
+        &self.tokens[0]
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn config(&self, limits: &str) -> String {
+        let path = |name| toml::Value::from(self.path(name).display().to_string());
+        format!(
+            "grpc = \"127.0.0.1:0\"\nrest = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n\
+             root_key_file = {}\nstore = {{ kind = \"sqlite\", path = {} }}\nauth = {{ token_file = {} }}\n\
+             audit = {{ kind = \"file\", path = {} }}\nshutdown = {{ lag = \"0ms\" }}\n[limits]\n{limits}\n",
+            path("root.key"),
+            path("keys.db"),
+            path("tokens.toml"),
+            path("audit.jsonl"),
+        )
+    }
+}
+
+/// Where a `kmsgate serve` says in its log that it serves.
+struct Serving {
+    grpc: SocketAddr,
+    rest: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Serving {
+    fn read(log: &str) -> Option<Self> {
+        let mut lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let line = lines.find(|line| line["message"] == "serving")?;
+        let address = |name| line[name].as_str()?.parse().ok();
+        Some(Self {
+            grpc: address("grpc")?,
+            rest: address("rest")?,
+            admin: address("admin")?,
+        })
     }
 }
 

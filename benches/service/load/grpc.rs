@@ -32,6 +32,7 @@ pub(crate) struct Call {
     template: Arc<Template>,
 }
 
+#[derive(Clone)]
 struct Template {
     uri: Uri,
     headers: HeaderMap,
@@ -103,6 +104,17 @@ impl Call {
         Ok(call)
     }
 
+    /// The same call by another caller, not tried.
+    pub(crate) fn with_token(&self, token: &str) -> Outcome<Self> {
+        let mut template = (*self.template).clone();
+        let token = HeaderValue::from_str(token)?;
+        template.headers.insert("x-auth-token", token);
+        Ok(Self {
+            address: self.address,
+            template: Arc::new(template),
+        })
+    }
+
     /// Opens as many connections as `lanes` need.
     pub(crate) async fn connect(&self, lanes: usize) -> Outcome<Vec<Exchange>> {
         let connections = lanes.div_ceil(STREAMS);
@@ -131,7 +143,19 @@ impl Call {
     }
 }
 
+/// How a call ended that may be refused.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// With the answer that was expected.
+    Served,
+    /// By a limit, or by a full queue.
+    Refused,
+    /// Too late.
+    Late,
+}
+
 /// A share of a connection.
+#[derive(Clone)]
 pub(crate) struct Exchange {
     sender: SendRequest<Bytes>,
     template: Arc<Template>,
@@ -139,6 +163,17 @@ pub(crate) struct Exchange {
 
 impl Lane for Exchange {
     async fn call(&mut self) -> Outcome<()> {
+        match self.attempt().await? {
+            Ended::Served => Ok(()),
+            Ended::Refused => Err("gRPC: a refusal".into()),
+            Ended::Late => Err("gRPC: an answer that came too late".into()),
+        }
+    }
+}
+
+impl Exchange {
+    /// Sends the request, and checks the answer if it is none of those that a server under load may give.
+    pub(crate) async fn attempt(&mut self) -> Outcome<Ended> {
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.version_mut() = Version::HTTP_2;
@@ -150,6 +185,14 @@ impl Lane for Exchange {
         stream.send_data(self.template.body.clone(), true)?;
 
         let (head, mut body) = response.await?.into_parts();
+        // A refusal has its status where others have their headers.
+        match head.headers.get("grpc-status").map(HeaderValue::as_bytes) {
+            // RESOURCE_EXHAUSTED and UNAVAILABLE.
+            Some(b"8" | b"14") => return Ok(Ended::Refused),
+            // DEADLINE_EXCEEDED.
+            Some(b"4") => return Ok(Ended::Late),
+            _ => {}
+        }
         let mut length = 0;
         let mut opening = self.template.opening.as_ref();
         let mut skipped = if self.template.length.is_none() {
@@ -179,7 +222,7 @@ impl Lane for Exchange {
         if length != expected || !opening.is_empty() {
             return Err(format!("gRPC: {length} bytes of answer, not {expected}").into());
         }
-        Ok(())
+        Ok(Ended::Served)
     }
 }
 
