@@ -137,6 +137,25 @@ def headers():
         hash="x-sdk-content-sha256: UNSIGNED-PAYLOAD\n" + signed.format("Access=AK"), none="\n")
 
 
+def tokens():
+    def encode(text):
+        return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+
+    header, claims = '{"alg":"ES256","kid":"k"}', '{"iss":"i","aud":"kms","sub":"s","exp":4102444800}'
+    signed = encode(header) + "." + encode(claims)
+    signature = "4bev5d9RiH9zloi0nF61hszVfAYU8L1paK5eAp-8pnjBdwhPJquBTNWhKrfYYtV93UAHQnDY4jhznQUCGFK_wQ"
+    key = ('{"kty":"EC","crv":"P-256","kid":"k","x":"JyS04xCV3s1xV66oqYV20dMlylihTfURhcCo136Szdk",'
+           '"y":"hZirD_yEpNtnDN9nki_Q9Jb0z5XOJNowH9iz0Y5NzqQ"}')
+    rsa = '{"kty":"RSA","alg":"RS256","use":"sig","n":"' + encode("\x7f" * 256) + '","e":"AQAB"}'
+    put("jwt", good=f"t{signed}.{signature}", unsigned=f't{encode(header.replace("ES256", "none"))}.{encode(claims)}.',
+        zeros=f"t{signed}.{'A' * 86}", five=f"t{signed}.{signature}.x.y", plain="ttoken", padded=f"t{signed}==.{signature}",
+        claims=b"p" + part(header) + claims.encode(), times=b"p" + part(header) + claims.replace("}", ',"nbf":1.5e9}').encode(),
+        critical=b"p" + part(header.replace("}", ',"crit":["exp"]}')) + claims.encode(),
+        twice=b"p" + part(header) + claims.replace("{", '{"sub":"t",').encode(),
+        keys=f'k{{"keys":[{key}]}}', types=f'k{{"keys":[{key},{rsa},{{"kty":"oct","k":"AA"}}]}}', none='k{"keys":[]}',
+        edwards='k{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}')
+
+
 def files():
     token = ('[[token]]\nname = "billing"\nsha256 = "' + "ab" * 32 + f'"\nproject = "{PROJECT}"\n'
              'expires = 2027-01-01T00:00:00+08:00\nactions = ["kms:cmk:encryptData", "kms:cmk:get*"]\n')
@@ -155,6 +174,9 @@ def files():
     small = ('root_key_file = "r"\nstore = { kind = "memory" }\nauth = { token_file = "t" }\n')
     put("configuration", whole="\n".join(lines), small=small, nobody=small.replace('token_file = "t"', ""),
         providers=small + '[crypto]\nproviders = [{ kind = "rustcrypto", key_specs = ["SM2"] }]\n',
+        jwt=small.replace("auth = { token_file", "auth.token_file").replace('"t" }', '"t"')
+        + '[[auth.jwt]]\nissuer = "i"\njwks_url = "https://h/k"\naudiences = ["a"]\nclock_skew = "5m"\nrules = '
+        '[{ claims = { sub = "*" }, project = "p", actions = ["kms:cmk:get*"] }]\n',
         unknown=small + "x = 1\n", duration="10s", minutes="99999999999999999999m", milliseconds="500ms")
 
 
@@ -187,5 +209,5 @@ def calls():
         public=call(9, (2, rsa)) + call(9, (2, aes)) + call(13), unknown=call(3, (2, KEY)), id=call(3, (2, "../x")))
 
 
-for make in [frames, sm2, oaep, material, bodies, signatures, headers, files, records, calls]:
+for make in [frames, sm2, oaep, material, bodies, signatures, headers, tokens, files, records, calls]:
     make()

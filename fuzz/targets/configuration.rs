@@ -19,7 +19,8 @@ fuzz_target!(|data: &[u8]| {
     };
     let table: Table = text.parse().unwrap();
     let auth = table["auth"].as_table().unwrap();
-    assert!(auth.contains_key("token_file") || auth.contains_key("access_key_file"));
+    let kinds = ["token_file", "access_key_file", "jwt"];
+    assert!(kinds.iter().any(|kind| auth.contains_key(*kind)));
     assert!(Config::parse(text).unwrap() == config);
     for place in ["", "auth"] {
         let mut misspelt = table.clone();
