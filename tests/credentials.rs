@@ -487,6 +487,39 @@ async fn a_signature_is_for_rest_and_comes_alone() {
 }
 
 #[tokio::test]
+async fn a_temporary_access_key_comes_with_its_security_token_and_no_other_does() {
+    let temporary = AccessKeyFile::new("security_token = \"s3curity\"");
+    let temporary = AccessKeys::load(&temporary.path, TestClock::at(NOW)).unwrap();
+    let header = "x-security-token";
+    let with = |tokens: &[&str]| {
+        let request = published();
+        tokens
+            .iter()
+            .fold(request, |request, token| request.and(header, token))
+    };
+    let caller = ask(&temporary, &with(&["s3curity"])).await.unwrap();
+    assert_eq!(&*caller.unwrap().name, "billing");
+    let (none, wrong) = ("x-security-token is not the access key's", "s3curitx");
+    for (keys, tokens) in [
+        (&temporary, &[][..]),
+        (&temporary, &[""]),
+        (&temporary, &[wrong]),
+        (&temporary, &["s3curity", "s3curity"]),
+        (&temporary, &["s3curity", wrong]),
+        (&access_keys(), &["s3curity"]),
+    ] {
+        let told = ask(keys, &with(tokens)).await;
+        assert!(
+            matches!(told, Err(AuthError::BadSignature(why)) if why == none),
+            "{tokens:?}: {told:?}"
+        );
+    }
+    let empty = AccessKeyFile::of(&access_key_entry("security_token = \"\""));
+    let error = AccessKeys::load(&empty.path, TestClock::at(NOW)).unwrap_err();
+    assert_eq!(error.to_string(), "line 7: security_token is empty");
+}
+
+#[tokio::test]
 async fn a_chain_asks_both_and_a_request_with_neither_has_no_credential() {
     let file = TokenFile::new(&[ENTRY]);
     let chain = Chain::new(vec![Arc::new(file.load()), Arc::new(access_keys())]);

@@ -16,6 +16,7 @@
 //! [[access_key]]
 //! access_key = "AKEXAMPLE0000000000"
 //! secret_key = "…"
+//! security_token = "…"                # of a temporary access key; may be left out
 //! name = "billing"                    # in logs and in the audit; unique; if left out, the access key
 //! project = "53d1aefc533f4ce9a59c26b01667cbcf"
 //! expires = 2027-01-01T00:00:00Z      # may be left out
@@ -31,6 +32,9 @@
 //!   believed: if it is there, it is signed and agrees, so `UNSIGNED-PAYLOAD` is refused.
 //! * The project is the access key's own. No header chooses one; layout B does not even sign
 //!   `X-Project-Id`.
+//! * A temporary access key comes with its security token in `X-Security-Token` (contract, section
+//!   6.3), and one without a security token comes without. The header need not be signed: layout B
+//!   adds it afterwards, and any other value is refused.
 //! * A request carries one credential: a token beside the signature is refused.
 //!
 //! REST alone has such signatures: over gRPC the body is a stream that no one can sign beforehand.
@@ -73,6 +77,7 @@ const MAX_SKEW: u64 = 15 * 60 * 1000;
 
 const DATE: &str = "x-sdk-date";
 const CONTENT_HASH: &str = "x-sdk-content-sha256";
+const SECURITY_TOKEN: &str = "x-security-token";
 
 /// The access keys of a file.
 #[derive(Debug)]
@@ -108,6 +113,9 @@ impl AccessKeys {
         let held = held.ok_or(BadSignature("Get secretKey failed, ak not exist"))?;
         if !agrees {
             return Err(BadSignature("verify aksk signature fail"));
+        }
+        if !held.comes_with(request.headers) {
+            return Err(BadSignature("x-security-token is not the access key's"));
         }
         let caller = held.grant.at(now);
         let caller = caller.ok_or(BadSignature("the access key has expired"))?;
@@ -346,7 +354,24 @@ struct Known {
 
 struct Held {
     secret: SecretKey,
+    /// The SHA-256 of its security token, if it has one.
+    security_token: Option<[u8; 32]>,
     grant: Grant,
+}
+
+impl Held {
+    /// Whether the headers carry the security token, if there is one, and none else.
+    fn comes_with(&self, headers: &HeaderMap) -> bool {
+        let mut presented = headers.get_all(SECURITY_TOKEN).iter();
+        match (&self.security_token, presented.next()) {
+            (None, None) => true,
+            (Some(token), Some(value)) if presented.next().is_none() => {
+                let hash: [u8; 32] = Sha256::digest(value.as_bytes()).into();
+                bool::from(token.ct_eq(&hash))
+            }
+            _ => false,
+        }
+    }
 }
 
 impl Known {
@@ -369,6 +394,13 @@ impl Known {
                     "secret_key is empty",
                 ));
             }
+            let security_token = match &listed.security_token {
+                None => None,
+                Some(token) if token.get_ref().0.is_empty() => {
+                    return Err(entry::refuse(text, token, "security_token is empty"));
+                }
+                Some(token) => Some(Sha256::digest(token.get_ref().0.as_bytes()).into()),
+            };
             let name = match &listed.name {
                 Some(name) => entry::name(text, name)?,
                 None => access_key,
@@ -381,6 +413,7 @@ impl Known {
             };
             let held = Held {
                 secret: SecretKey::new(secret),
+                security_token,
                 grant: Grant::new(text, &terms)?,
             };
             if keys.insert(access_key.clone(), held).is_some() {
@@ -470,6 +503,7 @@ struct File {
 struct Listed {
     access_key: Spanned<String>,
     secret_key: Spanned<Wiped>,
+    security_token: Option<Spanned<Wiped>>,
     name: Option<Spanned<String>>,
     project: Spanned<String>,
     expires: Option<Spanned<Datetime>>,

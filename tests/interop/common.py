@@ -29,6 +29,7 @@ class Dev:
 
     def __init__(self, path):
         lines = Path(path).read_text().splitlines()
+        self.dir = Path(path).parent
         pairs = dict(line.split("=", 1) for line in lines if "=" in line)
         self.token = pairs["KMSGATE_TOKEN"]
         self.ak = pairs["KMSGATE_AK"]

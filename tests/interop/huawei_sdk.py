@@ -3,6 +3,7 @@
 
 import base64
 import secrets
+import time
 import uuid
 
 from common import argument, run
@@ -80,14 +81,17 @@ DOCUMENTED = {
 class Kms:
     """The SDK's client, each operation in one call."""
 
-    def __init__(self, dev, ak=None, sk=None, project=None):
+    def __init__(self, dev, ak=None, sk=None, project=None, security_token=None):
         config = HttpConfig.get_default_config()
         config.timeout = (5, 30)
         self.dev = dev
+        credentials = BasicCredentials(ak or dev.ak, sk or dev.sk, project or dev.project)
+        if security_token:
+            credentials = credentials.with_security_token(security_token)
         self.client = (
             KmsClient.new_builder()
             .with_http_config(config)
-            .with_credentials(BasicCredentials(ak or dev.ak, sk or dev.sk, project or dev.project))
+            .with_credentials(credentials)
             .with_endpoints([f"http://{dev.rest}"])
             .build()
         )
@@ -405,6 +409,45 @@ def fresh_alias():
     return f"sdk-{secrets.token_hex(8)}"
 
 
+def temporary_credentials_are_taken(kms):
+    dev, sk, token = kms.dev, secrets.token_hex(20), secrets.token_urlsafe(400)
+    file = dev.dir / "access-keys.toml"
+    before = file.read_text()
+    more = f"""{before}
+[[access_key]]
+access_key = "TEMPORARY"
+secret_key = "{sk}"
+security_token = "{token}"
+project = "{dev.project}"
+actions = ["kms:cmk:*"]
+"""
+    replace(file, more)
+    temporary = Kms(dev, "TEMPORARY", sk, security_token=token)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            made = temporary.encrypt(dev.aes_key, "hello world")
+            break
+        except ClientRequestException as error:
+            # The file is looked at once a second.
+            assert error.error_code == "APIGW.0301" and time.monotonic() < deadline, error
+            time.sleep(0.1)
+    assert temporary.decrypt(made.cipher_text).plain_text == "hello world"
+    for bad in [None, token[:-1] + ("A" if token[-1] != "A" else "B")]:
+        refused("APIGW.0301", lambda: Kms(dev, "TEMPORARY", sk, security_token=bad).encrypt(dev.aes_key, "x"))
+    # A key that is not temporary has no security token.
+    refused("APIGW.0301", lambda: Kms(dev, security_token=token).encrypt(dev.aes_key, "x"))
+    replace(file, before)
+
+
+def replace(file, text):
+    """Puts a file that its owner alone may read in the place of another, in one step."""
+    new = file.with_suffix(".new")
+    new.touch(0o600)
+    new.write_text(text)
+    new.replace(file)
+
+
 def flipped(ciphertext, at):
     """The ciphertext in Base64 with one bit changed."""
     changed = bytearray(ciphertext)
@@ -432,6 +475,7 @@ run(
         a_key_does_only_what_it_is_for,
         altered_ciphertexts_do_not_open,
         a_wrong_signature_is_refused,
+        temporary_credentials_are_taken,
     ],
     Kms(argument()),
 )
