@@ -832,6 +832,31 @@ async fn refusals_are_counted_by_the_limit_that_refused() {
 }
 
 #[tokio::test]
+async fn who_finds_the_queue_full_is_refused_and_fills_no_log() {
+    let site = Site::new("");
+    let limits = "[limits]\ncpu_threads = 1\ncpu_queue = 1\n";
+    site.write("kmsgate.toml", &(site.config("root.key") + limits));
+    let (program, at) = site.serve();
+    let makers = (0..8).map(|number| {
+        tokio::spawn(async move {
+            let key = json!({ "key_alias": format!("k{number}"), "key_spec": "RSA_4096" });
+            call(at.rest, TOKEN, "create-key", &key).await
+        })
+    });
+    let mut refused = 0;
+    for maker in makers.collect::<Vec<_>>() {
+        let answer = maker.await.unwrap();
+        if answer.status != 200 {
+            assert_eq!(answer.code(), "KMS.0104");
+            refused += 1;
+        }
+    }
+    assert!(refused > 0, "one is made and one waits");
+    let (_, log) = program.stop();
+    assert!(!log.contains("KMS.0104"), "{log}");
+}
+
+#[tokio::test]
 async fn a_gateway_serves_rest_for_a_remote_server() {
     let site = Site::new("");
     let (_program, at) = site.serve();

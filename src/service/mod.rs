@@ -8,13 +8,14 @@
 //! [`keyring`]; lifecycle calls read the store, change the record they read, and are told if
 //! another writer was faster.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::audit::{Event, Outcome, Sink};
 use crate::auth::policy::Policy;
 use crate::crypto::Providers;
-use crate::crypto::pool::{Pool, Share};
+use crate::crypto::pool::{Pool, PoolError, Share};
 use crate::domain::caller::{Action, Caller};
 use crate::domain::cost::Work;
 use crate::domain::key::{KeyId, KeyVersion, ProjectId};
@@ -255,11 +256,15 @@ impl Call<'_> {
         let sequence = self.sequence.as_ref().map(Sequence::as_str);
         let key_id = self.key_id.as_ref().map(KeyId::as_str);
         let (action, code) = (self.action.name(), error.kind().row().code);
+        // A line for each caller whom a full queue turns away would cost more than that, when there is
+        // least time for it. Metrics tell how many they are.
+        let is_full =
+            error.source().and_then(|cause| cause.downcast_ref()) == Some(&PoolError::Full);
         match error.kind() {
             Kind::Internal => {
                 tracing::error!(%request_id, sequence, key_id, action, code, cause, "failed");
             }
-            Kind::Unavailable => {
+            Kind::Unavailable if !is_full => {
                 tracing::warn!(%request_id, sequence, key_id, action, code, cause, "cannot serve");
             }
             _ => tracing::debug!(%request_id, sequence, key_id, action, code, cause, "refused"),
