@@ -169,6 +169,15 @@ def files():
     put("access_key_file", file=key, twice=key * 2, misplaced=key.replace('"billing"', f'["{secret}"]'),
         number=key.replace(f'"{PROJECT}"', secret), unknown=key + f'{secret} = 1\n', empty="",
         unnamed=key.replace('name = "billing"\n', ""), cut=key[:75])
+    rule = ('[[rule]]\nname = "a"\neffect = "allow"\ncallers = ["billing", "billing-*"]\nroles = ["auditor"]\n'
+            f'projects = ["{PROJECT}"]\nactions = ["kms:cmk:encrypt*"]\nkeys = ["alias:billing/*", "{KEY}"]\n'
+            'algorithms = ["SYMMETRIC_DEFAULT"]\n').encode()
+    deny = rule.replace(b'"a"', b'"b"').replace(b"allow", b"deny").replace(b"billing/*", b"billing/secret")
+    asked = part("billing-1") + part("auditor") + part(KEY) + part("billing/secret") + bytes(3)
+    unnamed = part("x") + part("auditor") + part("") + part("") + b"\0\0\1"
+    put("policy_file", allow=asked + rule, both=asked + rule + deny, open=unnamed + deny, twice=asked + rule * 2,
+        empty=unnamed, any=asked + b'rule = [{ name = "a", effect = "deny", callers = ["*"], actions = ["kms:*"] }]',
+        keyless=asked + rule.replace(b"encrypt*", b"list"), unknown=asked + rule + b"x = 1\n")
     whole = (HERE.parent / "deploy/kmsgate.toml").read_text()
     lines = [line for line in whole.splitlines() if line and not line.startswith("#")]
     small = ('root_key_file = "r"\nstore = { kind = "memory" }\nauth = { token_file = "t" }\n')

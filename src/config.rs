@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
@@ -212,6 +213,9 @@ pub struct Auth {
     /// The IAM service that says what tokens are good for.
     #[serde(default)]
     pub iam: Option<Iam>,
+    /// The file with rules: what callers may do beyond their credentials, and what they may not.
+    #[serde(default)]
+    pub policy_file: Option<PathBuf>,
 }
 
 /// An IAM service, asked over the Keystone v3 API.
@@ -230,7 +234,9 @@ pub struct Iam {
     /// How long a token is believed at most without asking again.
     #[serde(default = "default_cache_time", deserialize_with = "duration")]
     pub cache_time: Duration,
-    /// What roles may do: a caller has the actions of every rule that fits.
+    /// What roles may do: a caller has the actions of every rule that fits. May be absent beside a
+    /// policy file, whose rules may name the same roles.
+    #[serde(default)]
     pub rules: Vec<IamRule>,
 }
 
@@ -289,8 +295,11 @@ pub struct JwtRule {
     /// The one project that its caller is for.
     #[serde(deserialize_with = "parsed")]
     pub project: ProjectId,
-    /// What its caller may do.
-    #[serde(deserialize_with = "actions")]
+    /// What its caller is, for rules of the policy file that name roles.
+    #[serde(default, deserialize_with = "roles")]
+    pub roles: Arc<[Arc<str>]>,
+    /// What its caller may do with every key of the project. May be absent beside roles.
+    #[serde(default, deserialize_with = "actions")]
     pub actions: Actions,
 }
 
@@ -304,8 +313,11 @@ pub struct IdentityRule {
     /// The project.
     #[serde(deserialize_with = "parsed")]
     pub project: ProjectId,
-    /// What it may do.
-    #[serde(deserialize_with = "actions")]
+    /// What it is, for rules of the policy file that name roles.
+    #[serde(default, deserialize_with = "roles")]
+    pub roles: Arc<[Arc<str>]>,
+    /// What it may do with every key of the project. May be absent beside roles.
+    #[serde(default, deserialize_with = "actions")]
     pub actions: Actions,
 }
 
@@ -465,12 +477,19 @@ impl Config {
             return Err(ConfigError::NoCertificates);
         }
         if let Some(iam) = &auth.iam {
-            if iam.rules.is_empty() || iam.rules.iter().any(|rule| rule.role.is_empty()) {
+            let idle = iam.rules.is_empty() && auth.policy_file.is_none();
+            if idle || iam.rules.iter().any(|rule| rule.role.is_empty()) {
                 return Err(ConfigError::NoRoles);
             }
             if iam.cache_time > MAX_CACHE_TIME {
                 return Err(ConfigError::CacheTime);
             }
+        }
+        let rights = auth.mtls.iter().map(|rule| (&rule.roles, rule.actions));
+        let jwt_rules = auth.jwt.iter().flat_map(|jwt| &jwt.rules);
+        let mut rights = rights.chain(jwt_rules.map(|rule| (&rule.roles, rule.actions)));
+        if rights.any(|(roles, actions)| roles.is_empty() && actions == Actions::default()) {
+            return Err(ConfigError::NoRights);
         }
         let mut issuers = HashSet::new();
         for jwt in &auth.jwt {
@@ -655,8 +674,11 @@ pub enum ConfigError {
     #[error("auth: name a token_file, an access_key_file, iam, jwt or mtls, or nobody is let in")]
     NoCredentials,
     /// No IAM token could give its caller anything.
-    #[error("auth.iam: name at least one of its rules, each with a role")]
+    #[error("auth.iam: name at least one of its rules, each with a role, or a policy_file")]
     NoRoles,
+    /// A rule makes a caller who may do nothing, and never could.
+    #[error("auth: a rule of mtls or jwt has neither actions nor roles")]
+    NoRights,
     /// A token that was taken back would work for too long.
     #[error("auth.iam: cache_time is more than 1440m")]
     CacheTime,
@@ -763,6 +785,24 @@ where
 {
     parsed(deserializer).map(Some)
 }
+
+/// Reads names of roles.
+fn roles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[Arc<str>]>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    let fits = |name: &String| {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        (1..=64).contains(&name.len()) && name.bytes().all(fits)
+    };
+    if !(1..=MAX_ROLES).contains(&names.len()) || !names.iter().all(fits) {
+        return Err(serde::de::Error::custom(
+            "expected 1 to 16 roles of letters, digits, dots, underscores and hyphens",
+        ));
+    }
+    Ok(names.into_iter().map(Arc::from).collect())
+}
+
+/// The most roles that one rule may give, as in a file of credentials.
+const MAX_ROLES: usize = 16;
 
 /// Reads actions by their documented names, and patterns of them.
 fn actions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Actions, D::Error> {

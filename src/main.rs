@@ -8,7 +8,7 @@ use kmsgate::cli::Cli;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("kmsgate: {error}");
             ExitCode::FAILURE

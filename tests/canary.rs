@@ -270,7 +270,7 @@ async fn no_secret_is_printed_for_debugging() {
         providers: Arc::new(Providers::from(RustCrypto::new(root.clone()))),
         keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 1).unwrap()),
-        policy: Policy,
+        policy: Policy::default(),
         limits: Limits::default(),
         audit: Arc::new(JsonLines::new(std::io::sink()).unwrap()),
         clock,
@@ -281,6 +281,7 @@ async fn no_secret_is_printed_for_debugging() {
         caller: Arc::new(Caller {
             name: "billing".into(),
             project: PROJECT.parse().unwrap(),
+            roles: Arc::default(),
             actions: Actions::ALL,
         }),
         told: AtomicBool::new(false),
@@ -1017,8 +1018,9 @@ fn http2(headers: &[(&str, &str)]) -> Vec<u8> {
 async fn drive_credential_files(site: &Site, server: &Program) {
     let keys = std::fs::read_to_string(site.path("access-keys.toml")).unwrap();
     let tokens = std::fs::read_to_string(site.path("tokens.toml")).unwrap();
-    let told =
-        |log: &str, file: &str| log.contains("cannot use a credential file") && log.contains(file);
+    let told = |log: &str, file: &str| {
+        log.contains("cannot use a credential or policy file") && log.contains(file)
+    };
     site.write("access-keys.toml", &format!("{keys}\n{SECRET_KEY}\n"));
     site.write("tokens.toml", &format!("{tokens}\n{EXPIRED}\n"));
     server.stderr.wait_for(|log| {

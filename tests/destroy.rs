@@ -279,7 +279,7 @@ impl House {
             providers: Arc::new(Providers::from(provider)),
             keyring: Arc::new(Keyring::new(100)),
             pool: Arc::new(Pool::new(1, 8).unwrap()),
-            policy: Policy,
+            policy: Policy::default(),
             limits: Limits::default(),
             audit: Arc::<Count>::clone(&audit),
             clock: Arc::<TestClock>::clone(&clock),
@@ -321,6 +321,7 @@ impl House {
             caller: Arc::new(Caller {
                 name: "operator".into(),
                 project: project(),
+                roles: Arc::default(),
                 actions: Actions::ALL,
             }),
             told: AtomicBool::new(false),

@@ -97,7 +97,7 @@ fn kms(root: Arc<RootKey>, store: Arc<Slow>) -> Kms {
         providers: Arc::new(Providers::from(RustCrypto::new(root))),
         keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 8).unwrap()),
-        policy: Policy,
+        policy: Policy::default(),
         limits: Limits::default(),
         audit: Arc::new(Silent),
         clock: Arc::new(Silent),
@@ -136,6 +136,7 @@ fn begin(kms: &Kms, action: Action) -> Call<'_> {
         caller: Arc::new(Caller {
             name: "test".into(),
             project: "p".parse().unwrap(),
+            roles: Arc::default(),
             actions: Actions::ALL,
         }),
         told: AtomicBool::new(false),

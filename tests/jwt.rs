@@ -796,6 +796,7 @@ fn rule(claims: &[(&str, &str)], project: &str) -> Rule {
     Rule {
         claims: claims.collect(),
         project: project.parse().unwrap(),
+        roles: Arc::default(),
         actions: Actions::matching("kms:cmk:encryptData").unwrap(),
     }
 }

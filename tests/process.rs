@@ -536,7 +536,7 @@ async fn a_changed_token_file_is_read_again_and_a_bad_one_is_not_used() {
     site.write("tokens.toml", "[[token]]\nname = \"half");
     program
         .stderr
-        .wait_for(|log| log.contains("cannot use a credential file"));
+        .wait_for(|log| log.contains("cannot use a credential or policy file"));
     assert_eq!(list("the next token").await.status, 200);
     let metrics = fetch(at.admin, "/metrics").await.text;
     assert_eq!(

@@ -27,7 +27,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::program::{
-    Addresses, Answer, PATIENCE, PROJECT, Program, Site, TOKEN, call, done, fetch, refused, send,
+    Addresses, Answer, PATIENCE, PROJECT, Program, Site, TOKEN, call, done, fetch, refused, run,
+    send,
 };
 
 const BILLING: &str = "spiffe://example.org/ns/shop/sa/billing";
@@ -295,7 +296,7 @@ async fn files_change_under_running_connections_and_bad_ones_change_nothing() {
     ]);
     program
         .stderr
-        .wait_for(|log| log.contains("read a credential file"));
+        .wait_for(|log| log.contains("read a credential or policy file"));
     let answer = ask(&mut standing, post(at.rest, "list-keys", &json!({}))).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     let new = Client::of(&other).with(&other, &[uri(BILLING)], HOUR);
@@ -382,6 +383,21 @@ async fn commands_and_a_gateway_ask_over_tls() {
         let told = refused(asked(words, tls), b"");
         assert!(told.contains(sentence), "{words:?}: {told}");
     }
+
+    // Whom a rule is for is explained without a server.
+    let config = site.site.name("kmsgate.toml");
+    let explain = [
+        "policy", "explain", "--config", &config, "--caller", BILLING, "--action",
+    ];
+    let told = done(explain.into_iter().chain(["kms:cmk:list"]), b"");
+    assert!(
+        told.starts_with(&format!(
+            "allowed: kms:cmk:list for the certificate {BILLING}"
+        )),
+        "{told}"
+    );
+    let told = run(explain.into_iter().chain(["kms:cmk:create"]), b"");
+    assert_eq!(told.status.code(), Some(1), "{told:?}");
 
     // The gateway's certificate opens the connection, and stands for no caller that it asks for,
     // although a rule is for it.

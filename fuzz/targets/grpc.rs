@@ -120,7 +120,7 @@ async fn server() -> Server {
         providers: Arc::clone(&PROVIDERS),
         keyring: Arc::new(Keyring::new(16)),
         pool: Arc::clone(&POOL),
-        policy: Policy,
+        policy: Policy::default(),
         limits: Limits::default(),
         audit: Arc::new(Nobody),
         clock: Arc::new(Still),
@@ -238,6 +238,7 @@ fn ask<M>(message: M) -> Request<M> {
         caller: Arc::new(Caller {
             name: "fuzzer".into(),
             project: PROJECT.parse().unwrap(),
+            roles: Arc::default(),
             actions: Actions::ALL,
         }),
         told: AtomicBool::new(false),

@@ -98,6 +98,7 @@ fn tokens(keys: &str) -> Option<Jwt> {
                 text: "*".to_owned(),
             }],
             project: PROJECT.parse().unwrap(),
+            roles: Arc::default(),
             actions: Actions::ALL,
         }],
     };

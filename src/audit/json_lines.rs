@@ -217,6 +217,7 @@ mod tests {
         let caller = Caller {
             name: "billing".into(),
             project: "p1".parse().unwrap(),
+            roles: Arc::default(),
             actions: Actions::ALL,
         };
         sink.record(&Event {

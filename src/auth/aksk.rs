@@ -20,7 +20,8 @@
 //! name = "billing"                    # in logs and in the audit; unique; if left out, the access key
 //! project = "53d1aefc533f4ce9a59c26b01667cbcf"
 //! expires = 2027-01-01T00:00:00Z      # may be left out
-//! actions = ["kms:cmk:encryptData", "kms:cmk:get"]
+//! roles = ["billing-jobs"]            # for rules of a policy file; may be left out
+//! actions = ["kms:cmk:encryptData", "kms:cmk:get"]    # may be left out beside roles
 //! ```
 //!
 //! What is checked beyond the signature:
@@ -91,6 +92,13 @@ impl AccessKeys {
     pub fn load(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, FileError> {
         let file = Watched::load(path, Secrecy::Secret, Known::parse)?;
         Ok(Self { file, clock })
+    }
+
+    /// The caller that an access key of this name stands for, whether or not it has expired.
+    pub fn named(&self, name: &str) -> Option<Arc<Caller>> {
+        let known = self.file.current();
+        let mut callers = known.keys.values().map(|held| held.grant.caller());
+        callers.find(|caller| *caller.name == *name).cloned()
     }
 
     fn caller(&self, request: &Evidence<'_>) -> Result<Option<Arc<Caller>>, AuthError> {
@@ -409,7 +417,8 @@ impl Known {
                 name,
                 project: &listed.project,
                 expires: listed.expires.as_ref(),
-                actions: &listed.actions,
+                roles: listed.roles.as_ref(),
+                actions: listed.actions.as_ref(),
             };
             let held = Held {
                 secret: SecretKey::new(secret),
@@ -507,7 +516,8 @@ struct Listed {
     name: Option<Spanned<String>>,
     project: Spanned<String>,
     expires: Option<Spanned<Datetime>>,
-    actions: Spanned<Vec<Spanned<String>>>,
+    roles: Option<Spanned<Vec<Spanned<String>>>>,
+    actions: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 /// Text that is wiped when the file has been parsed.

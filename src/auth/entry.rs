@@ -1,5 +1,5 @@
 //! What the entries of credentials files have in common: whom a credential stands for, what it
-//! allows, and until when.
+//! allows, and until when. The rules of a policy file are read with the same means.
 //!
 //! Everything here names a line and a fixed sentence when it refuses, never the text: a secret may
 //! stand anywhere in such a file, for instance where a number should be.
@@ -57,8 +57,12 @@ pub(super) struct Terms<'a> {
     pub(super) name: &'a str,
     pub(super) project: &'a Spanned<String>,
     pub(super) expires: Option<&'a Spanned<Datetime>>,
-    pub(super) actions: &'a Spanned<Vec<Spanned<String>>>,
+    pub(super) roles: Option<&'a Spanned<Vec<Spanned<String>>>>,
+    pub(super) actions: Option<&'a Spanned<Vec<Spanned<String>>>>,
 }
+
+/// The most roles that one credential may have: each is looked up for every decision.
+const MAX_ROLES: usize = 16;
 
 impl Grant {
     /// Checks the terms, which stand in `text`.
@@ -73,19 +77,30 @@ impl Grant {
                 refuse(text, expires, reason)
             })
         });
-        let mut actions = Actions::default();
-        for pattern in terms.actions.get_ref() {
-            let named = Actions::matching(pattern.get_ref())
-                .map_err(|_| refuse(text, pattern, "no such action"))?;
-            actions = actions.union(named);
-        }
-        if actions == Actions::default() {
-            return Err(refuse(text, terms.actions, "actions is empty"));
-        }
+        let roles = terms.roles.map(|roles| {
+            if !(1..=MAX_ROLES).contains(&roles.get_ref().len()) {
+                return Err(refuse(text, roles, "roles is not a list of 1 to 16 names"));
+            }
+            let roles = roles.get_ref().iter();
+            roles.map(|role| Ok(name(text, role)?.into())).collect()
+        });
+        let actions = match (terms.actions, &roles) {
+            (Some(listed), _) => actions(text, listed.get_ref())?,
+            // Rules may give rights to a role, so that none need stand here.
+            (None, Some(_)) => Actions::default(),
+            (None, None) => {
+                return Err(refuse(
+                    text,
+                    terms.project,
+                    "there are neither actions nor roles",
+                ));
+            }
+        };
         Ok(Self {
             caller: Arc::new(Caller {
                 name: terms.name.into(),
                 project,
+                roles: roles.transpose()?.unwrap_or_default(),
                 actions,
             }),
             expires: expires.transpose()?,
@@ -97,10 +112,26 @@ impl Grant {
         let over = self.expires.is_some_and(|expires| expires <= now);
         (!over).then_some(&self.caller)
     }
+
+    /// The caller, be the grant over or not.
+    pub(super) fn caller(&self) -> &Arc<Caller> {
+        &self.caller
+    }
 }
 
-/// An entry's name, which logs and the audit print: 1 to 64 letters, digits, dots, underscores and
-/// hyphens.
+/// The actions that a list of patterns names. An empty list names none: rules may give rights to who
+/// has none by itself.
+pub(super) fn actions(text: &str, patterns: &[Spanned<String>]) -> Result<Actions, Malformed> {
+    let mut actions = Actions::default();
+    for pattern in patterns {
+        let named = Actions::matching(pattern.get_ref())
+            .map_err(|_| refuse(text, pattern, "no such action"))?;
+        actions = actions.union(named);
+    }
+    Ok(actions)
+}
+
+/// A name, which logs and the audit print: 1 to 64 letters, digits, dots, underscores and hyphens.
 pub(super) fn name<'a>(text: &str, name: &'a Spanned<String>) -> Result<&'a str, Malformed> {
     let bytes = name.get_ref().as_bytes();
     let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
@@ -139,6 +170,8 @@ fn timestamp(datetime: &Datetime) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use crate::domain::caller::Action;
+
     use super::*;
 
     #[test]
@@ -169,6 +202,7 @@ mod tests {
     fn every_refusal_names_its_line_and_no_text_of_the_file() {
         let good = entry("\"p\"", "", "\"kms:cmk:get\"");
         assert!(grant(&good).is_ok());
+        let seventeen = format!("roles = {:?}", ["r"; 17]);
         let bad = [
             (entry("\"p q\"", "", "\"kms:cmk:get\""), Some(1)),
             (entry("17", "", "\"kms:cmk:get\""), Some(1)),
@@ -177,7 +211,9 @@ mod tests {
                 Some(2),
             ),
             (entry("\"p\"", "expires = 5", "\"kms:cmk:get\""), Some(2)),
-            (entry("\"p\"", "", ""), Some(3)),
+            (entry("\"p\"", "roles = []", ""), Some(2)),
+            (entry("\"p\"", "roles = [\"a\",\n\"b c\"]", ""), Some(3)),
+            (entry("\"p\"", &seventeen, ""), Some(2)),
             (entry("\"p\"", "", "\"kms:cmk:gte\""), Some(3)),
             (entry("\"p\"", "", "\"kms:cmk:get\",\n 7"), Some(4)),
             (entry("\"p\"", "expire = 5", "\"kms:cmk:get\""), Some(2)),
@@ -188,6 +224,29 @@ mod tests {
             let malformed = grant(&text).err().unwrap();
             assert_eq!(malformed.line, line, "{malformed} in {text}");
         }
+    }
+
+    #[test]
+    fn a_grant_has_actions_or_roles_or_both() {
+        let actions = "actions = [\"kms:cmk:get\"]";
+        let roles = "roles = [\"auditor\", \"on-call\"]";
+        for (terms, has_roles, may_get) in [
+            (actions.to_owned(), 0, true),
+            (roles.to_owned(), 2, false),
+            (format!("{actions}\n{roles}"), 2, true),
+            ("actions = []".to_owned(), 0, false),
+        ] {
+            let grant = grant(&format!("project = 'p'\n{terms}")).unwrap();
+            let caller = grant.caller();
+            assert_eq!(caller.roles.len(), has_roles, "{terms}");
+            assert_eq!(
+                caller.actions.contains(Action::DescribeKey),
+                may_get,
+                "{terms}"
+            );
+        }
+        let malformed = grant("project = 'p'").err().unwrap();
+        assert_eq!(malformed.reason, "there are neither actions nor roles");
     }
 
     #[test]
@@ -208,7 +267,8 @@ mod tests {
     struct Entry {
         project: Spanned<String>,
         expires: Option<Spanned<Datetime>>,
-        actions: Spanned<Vec<Spanned<String>>>,
+        roles: Option<Spanned<Vec<Spanned<String>>>>,
+        actions: Option<Spanned<Vec<Spanned<String>>>>,
     }
 
     fn entry(project: &str, expires: &str, actions: &str) -> String {
@@ -221,7 +281,8 @@ mod tests {
             name: "n",
             project: &entry.project,
             expires: entry.expires.as_ref(),
-            actions: &entry.actions,
+            roles: entry.roles.as_ref(),
+            actions: entry.actions.as_ref(),
         };
         Grant::new(text, &terms)
     }

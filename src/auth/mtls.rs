@@ -117,7 +117,9 @@ pub struct Rule {
     pub identity: IdentityPattern,
     /// The project.
     pub project: ProjectId,
-    /// What they may do.
+    /// What they are, for rules that name roles.
+    pub roles: Arc<[Arc<str>]>,
+    /// What they may do with every key of the project.
     pub actions: Actions,
 }
 
@@ -138,6 +140,7 @@ impl Rules {
             Some(Arc::new(Caller {
                 name: Arc::clone(identity.text()),
                 project: rule.project.clone(),
+                roles: Arc::clone(&rule.roles),
                 actions: rule.actions,
             }))
         })

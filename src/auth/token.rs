@@ -9,7 +9,8 @@
 //! sha256 = "…"                        # 64 hexadecimal digits
 //! project = "53d1aefc533f4ce9a59c26b01667cbcf"
 //! expires = 2027-01-01T00:00:00Z      # may be left out
-//! actions = ["kms:cmk:encryptData", "kms:cmk:get"]
+//! roles = ["billing-jobs"]            # for rules of a policy file; may be left out
+//! actions = ["kms:cmk:encryptData", "kms:cmk:get"]    # may be left out beside roles
 //! ```
 //!
 //! A plain hash is enough only because a token is random: make it of 32 random bytes, never of a
@@ -70,6 +71,13 @@ impl Tokens {
             leaves_unknown: true,
             ..self
         }
+    }
+
+    /// The caller that a token of this name stands for, whether or not the token has expired.
+    pub fn named(&self, name: &str) -> Option<Arc<Caller>> {
+        let known = self.file.current();
+        let mut callers = known.0.values().map(|(_, grant)| grant.caller());
+        callers.find(|caller| *caller.name == *name).cloned()
     }
 
     fn caller(&self, headers: &HeaderMap) -> Result<Option<Arc<Caller>>, AuthError> {
@@ -212,7 +220,8 @@ impl Known {
                 name,
                 project: &listed.project,
                 expires: listed.expires.as_ref(),
-                actions: &listed.actions,
+                roles: listed.roles.as_ref(),
+                actions: listed.actions.as_ref(),
             };
             let grant = Grant::new(text, &terms)?;
             if known.insert(half(&hash), (hash, grant)).is_some() {
@@ -258,7 +267,8 @@ struct Listed {
     sha256: Spanned<String>,
     project: Spanned<String>,
     expires: Option<Spanned<Datetime>>,
-    actions: Spanned<Vec<Spanned<String>>>,
+    roles: Option<Spanned<Vec<Spanned<String>>>>,
+    actions: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 #[cfg(test)]
@@ -363,10 +373,6 @@ mod tests {
             },
             Entry {
                 expires: Some("tomorrow"),
-                ..ENTRY
-            },
-            Entry {
-                actions: &[],
                 ..ENTRY
             },
             Entry {

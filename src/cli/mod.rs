@@ -6,17 +6,20 @@ mod dev;
 mod dumps;
 mod key;
 mod operate;
+mod policy;
 
 use std::error::Error as StdError;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::cli::client::{Connection, TlsFiles};
 use crate::cli::data::{Decrypt, Encrypt};
 use crate::cli::key::KeyCommand;
+use crate::cli::policy::Explain;
 
 /// Why a command failed, for a person to read.
 type Failure = Box<dyn StdError + Send + Sync>;
@@ -48,6 +51,9 @@ enum Command {
     /// Helps with token files
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Tells of the policy file
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Asks a running server to make, show and change keys
     Key {
         #[command(flatten)]
@@ -143,6 +149,13 @@ enum TokenCommand {
     Hash,
 }
 
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Says whether a caller may do something with a key, and which rule decides and why; exit code
+    /// 0 if it may, 1 if it may not or the answer depends on what was not named, 2 if it cannot be told
+    Explain(Explain),
+}
+
 #[derive(Debug, Args)]
 struct Health {
     /// The gRPC address of the server; a health check needs no credential
@@ -153,11 +166,12 @@ struct Health {
 }
 
 impl Cli {
-    /// Does what was asked.
-    pub fn run(self) -> Result<(), Failure> {
+    /// Does what was asked, and says with which code the program ends.
+    pub fn run(self) -> Result<ExitCode, Failure> {
         // Before anything is read: each command has a key, a token or a plaintext in its memory.
         dumps::forbid()?;
         match self.command {
+            Command::Policy(PolicyCommand::Explain(explain)) => return Ok(explain.run()),
             Command::RootKey(RootKeyCommand::New { file }) => operate::new_root_key(&file),
             Command::RootKey(RootKeyCommand::NewInToken(Serve { config })) => {
                 operate::new_root_key_in_token(&config)
@@ -178,6 +192,7 @@ impl Cli {
                 runtime()?.block_on(client::health(&server, &tls))
             }
         }
+        .map(|()| ExitCode::SUCCESS)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Algorithms: which key spec offers which, and how much each takes.
 
-use crate::domain::key::{Family, KeySpec};
+use std::str::FromStr;
+
+use crate::domain::key::{Family, KeySpec, UnknownName};
 
 /// How data is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +36,16 @@ impl EncryptionAlgorithm {
     /// the caller's data.
     pub const fn is_symmetric(self) -> bool {
         matches!(self, Self::SymmetricDefault)
+    }
+}
+
+impl FromStr for EncryptionAlgorithm {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let mut all = Self::ALL.iter().copied();
+        all.find(|algorithm| algorithm.name() == name)
+            .ok_or(UnknownName)
     }
 }
 
@@ -76,6 +88,13 @@ mod tests {
         let all = EncryptionAlgorithm::ALL.iter();
         let ours = all.map(|algorithm| (algorithm.name(), algorithm.is_symmetric()));
         assert!(ours.eq(documented));
+        for &algorithm in EncryptionAlgorithm::ALL {
+            assert_eq!(algorithm.name().parse(), Ok(algorithm));
+        }
+        assert_eq!(
+            "RSAES_OAEP_SHA_1".parse::<EncryptionAlgorithm>(),
+            Err(UnknownName)
+        );
     }
 
     #[test]

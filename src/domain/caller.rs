@@ -12,7 +12,9 @@ pub struct Caller {
     pub name: Arc<str>,
     /// The one project that the credential is for.
     pub project: ProjectId,
-    /// What the credential allows.
+    /// What the caller is, for rules that name roles and not callers.
+    pub roles: Arc<[Arc<str>]>,
+    /// What the credential itself allows, with every key of the project.
     pub actions: Actions,
 }
 

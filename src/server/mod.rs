@@ -76,7 +76,7 @@ use crate::telemetry::{Metrics, Read};
 /// The most bytes of a request's message, body, and headers each.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
-/// How often credential files are looked at.
+/// How often credential and policy files are looked at.
 const REFRESH: Duration = Duration::from_secs(1);
 
 /// The processor time that may be used at once where a limit does not say it.
@@ -160,6 +160,8 @@ impl Server {
         } = load_credentials(config, &clock)?;
         let tls = load_tls(config.tls.as_ref())?;
         files.extend(tls.iter().map(|tls| Arc::<Tls>::clone(tls) as _));
+        let policy = load_policy(config)?;
+        files.extend(policy.file());
         let audit = Arc::new(open_audit(&config.audit)?);
         let limits = config.limits.clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -170,7 +172,7 @@ impl Server {
             providers,
             keyring: Arc::new(Keyring::new(limits.opened_keys.get())),
             pool: Arc::new(Pool::new(threads, limits.cpu_queue.get())?),
-            policy: Policy,
+            policy,
             limits: limits_of(&limits),
             audit: sink,
             clock,
@@ -214,6 +216,7 @@ impl Server {
             caller: Arc::new(Caller {
                 name: "kmsgate dev".into(),
                 project: project.clone(),
+                roles: Arc::default(),
                 actions: Actions::ALL,
             }),
             told: AtomicBool::new(false),
@@ -444,7 +447,7 @@ fn tell_of_files(metrics: &mut Metrics, stale: &Arc<AtomicU64>) {
     let stale = Arc::clone(stale);
     metrics.gauge(
         "kmsgate_stale_credential_files",
-        "Changed credential files that cannot be used; their last good content stays.",
+        "Changed credential and policy files that cannot be used; their last good content stays.",
         move || stale.load(Ordering::Relaxed),
     );
 }
@@ -545,6 +548,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     load_credentials(config, &clock)?;
     load_tls(config.tls.as_ref())?;
+    load_policy(config)?;
     Ok(())
 }
 
@@ -653,6 +657,7 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
     let rules = config.auth.mtls.iter().map(|rule| Rule {
         identity: rule.identity.clone(),
         project: rule.project.clone(),
+        roles: Arc::clone(&rule.roles),
         actions: rule.actions,
     });
     let rules = Arc::new(Rules::new(rules.collect()));
@@ -708,6 +713,7 @@ fn issuer(configured: &config::Jwt, keys: jwt::Keys) -> jwt::Issuer {
         jwt::Rule {
             claims: claims.collect(),
             project: rule.project.clone(),
+            roles: Arc::clone(&rule.roles),
             actions: rule.actions,
         }
     });
@@ -773,6 +779,14 @@ fn limits_of(config: &config::Limits) -> Limits {
     }
 }
 
+fn load_policy(config: &Config) -> Result<Policy, StartError> {
+    let Some(path) = &config.auth.policy_file else {
+        return Ok(Policy::default());
+    };
+    let policy = Policy::load(path);
+    policy.map_err(|error| StartError::Policy(shown(path), error))
+}
+
 fn shown(path: &Path) -> String {
     path.display().to_string()
 }
@@ -789,7 +803,8 @@ fn reflect(routes: Routes) -> Result<Routes, StartError> {
     Ok(routes.add_service(builder().build_v1alpha()?))
 }
 
-/// Reads changed credential files, for ever, and counts in `stale` those that cannot be used.
+/// Reads changed credential and policy files, for ever, and counts in `stale` those that cannot be
+/// used.
 async fn refresh(files: Vec<Arc<dyn Refresh>>, stale: Arc<AtomicU64>) {
     let mut ticks = tokio::time::interval(REFRESH);
     let mut failures = vec![None; files.len()];
@@ -804,7 +819,7 @@ async fn refresh(files: Vec<Arc<dyn Refresh>>, stale: Arc<AtomicU64>) {
             let now = match read {
                 Ok(Ok(read)) => {
                     if read {
-                        tracing::info!(%file, "read a credential file");
+                        tracing::info!(%file, "read a credential or policy file");
                     }
                     None
                 }
@@ -813,7 +828,7 @@ async fn refresh(files: Vec<Arc<dyn Refresh>>, stale: Arc<AtomicU64>) {
             };
             // A file that stays bad is told once, not at every look.
             if let Some(error) = now.as_ref().filter(|_| now != *failure) {
-                tracing::error!(%file, error, "cannot use a credential file: its last good content stays");
+                tracing::error!(%file, error, "cannot use a credential or policy file: its last good content stays");
             }
             *failure = now;
         }
@@ -925,6 +940,9 @@ pub enum StartError {
     /// The IAM service cannot be asked.
     #[error("auth.iam: {0}")]
     Iam(#[source] EndpointError),
+    /// The policy file cannot be used.
+    #[error("policy file {0}: {1}")]
+    Policy(String, #[source] FileError),
     /// The store's records do not verify.
     #[error(
         "the key store was not written under this root key, or it was changed by something else"

@@ -30,7 +30,7 @@ pub struct NewKey {
 impl Kms {
     /// Makes a key. It is enabled at once.
     pub async fn create(&self, call: &mut Call<'_>, new: NewKey) -> Result<KeyRecord, Error> {
-        call.allowed()?;
+        call.allowed_to_make(&new.alias)?;
         let project = call.caller_project().clone();
         let usage = new.usage.unwrap_or_else(|| new.spec.default_usage());
         if !new.spec.allows(usage) {

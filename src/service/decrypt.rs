@@ -40,17 +40,18 @@ pub struct Decrypted {
 impl Kms {
     /// Decrypts under the version that encrypted.
     pub async fn decrypt(&self, call: &mut Call<'_>, ask: Decrypt) -> Result<Decrypted, Error> {
-        call.allowed()?;
         if ask.algorithm.is_symmetric() {
             return self.decrypt_frame(call, ask).await;
         }
         let key_id = ask.key_id.ok_or(Kind::MissingParameter)?;
+        let access = call.access_by(key_id, ask.algorithm)?;
         let ciphertext = Arc::new(ask.ciphertext);
         for _ in 0..ATTEMPTS {
             let found = self
                 .keyring
                 .find(&*self.store, call.caller_project(), key_id)
                 .await?;
+            access.to(found.as_deref().map(Held::record))?;
             let held = found.ok_or(Kind::KeyNotFound)?;
             usable(held.record(), ask.algorithm)?;
             call.charge_for(&held, held.newest_version()?, Work::Decrypt)?;
@@ -66,24 +67,31 @@ impl Kms {
     async fn decrypt_frame(&self, call: &mut Call<'_>, ask: Decrypt) -> Result<Decrypted, Error> {
         let project = call.caller_project().clone();
         if let Some(named) = ask.key_id {
+            let access = call.access_by(named, ask.algorithm)?;
             // An asymmetric key is told as the wrong one for the algorithm before its ciphertext
             // fails to be a frame.
             let held = self.keyring.find(&*self.store, &project, named).await?;
+            access.to(held.as_deref().map(Held::record))?;
             if let Some(held) = held.filter(|held| held.record().spec.family() != Family::Symmetric)
             {
                 usable(held.record(), ask.algorithm)?;
             }
+        } else {
+            // The right comes before the form of the ciphertext, which alone names the key.
+            call.allowed_with_some_key(ask.algorithm)?;
         }
         let (head, body) = Head::parse(&ask.ciphertext)?;
         if ask.key_id.is_some_and(|named| named != head.key_id) {
             return Err(Kind::InvalidCiphertext.into());
         }
         call.key_id = Some(head.key_id);
+        let access = call.access_by(head.key_id, ask.algorithm)?;
         for _ in 0..ATTEMPTS {
             let held = self
                 .keyring
                 .find(&*self.store, &project, head.key_id)
                 .await?;
+            access.to(held.as_deref().map(Held::record))?;
             let held = held.filter(|held| held.record().spec.family() == Family::Symmetric);
             let held = held.ok_or(Kind::InvalidCiphertext)?;
             usable(held.record(), ask.algorithm)?;

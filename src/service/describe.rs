@@ -2,14 +2,14 @@
 
 use crate::domain::key::{KeyAlias, KeyId, ProjectId};
 use crate::error::{Error, Kind};
-use crate::service::{Call, Kms};
+use crate::service::{Access, Call, Kms};
 use crate::store::{Address, KeyRecord, Record, Revision};
 
 impl Kms {
     /// Tells what a key is.
     pub async fn describe(&self, call: &Call<'_>, key_id: KeyId) -> Result<KeyRecord, Error> {
-        call.allowed()?;
-        let (key, _) = self.read(call, key_id).await?;
+        let access = call.access(key_id)?;
+        let (key, _) = self.read(&access).await?;
         Ok(key)
     }
 
@@ -28,16 +28,16 @@ impl Kms {
     }
 
     /// The key as the store has it now, and the write that made it so.
-    pub(super) async fn read(
-        &self,
-        call: &Call<'_>,
-        key_id: KeyId,
-    ) -> Result<(KeyRecord, Revision), Error> {
-        let address = Address::Key(call.caller_project().clone(), key_id);
-        let found = self.store.get(&address).await?.ok_or(Kind::KeyNotFound)?;
-        match found.record {
-            Record::Key(key) => Ok((key, found.revision)),
-            _ => Err(Kind::Internal.into()),
-        }
+    pub(super) async fn read(&self, access: &Access<'_>) -> Result<(KeyRecord, Revision), Error> {
+        let address = Address::Key(access.call.caller_project().clone(), access.key_id);
+        let Some(found) = self.store.get(&address).await? else {
+            access.to(None)?;
+            return Err(Kind::KeyNotFound.into());
+        };
+        let Record::Key(key) = found.record else {
+            return Err(Kind::Internal.into());
+        };
+        access.to(Some(&key))?;
+        Ok((key, found.revision))
     }
 }

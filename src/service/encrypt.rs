@@ -43,7 +43,7 @@ pub(super) const ATTEMPTS: usize = 8;
 impl Kms {
     /// Encrypts under a key's newest version.
     pub async fn encrypt(&self, call: &Call<'_>, ask: Encrypt) -> Result<Encrypted, Error> {
-        call.allowed()?;
+        let access = call.access_by(ask.key_id, ask.algorithm)?;
         let Encrypt {
             key_id,
             plaintext,
@@ -56,6 +56,7 @@ impl Kms {
                 .keyring
                 .find(&*self.store, call.caller_project(), key_id)
                 .await?;
+            access.to(found.as_deref().map(Held::record))?;
             let held = found.ok_or(Kind::KeyNotFound)?;
             usable(held.record(), algorithm)?;
             fits(held.record(), &plaintext)?;

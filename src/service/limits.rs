@@ -365,6 +365,7 @@ mod tests {
 
     fn caller(name: &str, project: &str) -> Caller {
         Caller {
+            roles: Arc::default(),
             name: name.into(),
             project: project.parse().unwrap(),
             actions: Actions::ALL,

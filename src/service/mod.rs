@@ -4,21 +4,24 @@
 //! case and [ends](Call::end) the call, which logs and audits what happened, also when the caller
 //! went away meanwhile.
 //!
-//! Every use case asks [`Policy`] before it looks for a key. Data calls find opened keys in the
-//! [`keyring`]; lifecycle calls read the store, change the record they read, and are told if
-//! another writer was faster.
+//! Every use case asks [`Policy`] before it looks for a key, and where the key's alias decides once
+//! more when it has found it. A key that is not there is then denied like one that the caller may
+//! not use, so that nobody is told which keys exist. Data calls find opened keys in the [`keyring`];
+//! lifecycle calls read the store, change the record they read, and are told if another writer was
+//! faster.
 
 use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::audit::{Event, Outcome, Sink};
-use crate::auth::policy::Policy;
+use crate::auth::policy::{Denied, Key, Operation, Policy, Verdict};
 use crate::crypto::Providers;
 use crate::crypto::pool::{Pool, PoolError, Share};
+use crate::domain::algorithm::EncryptionAlgorithm;
 use crate::domain::caller::{Action, Caller};
 use crate::domain::cost::Work;
-use crate::domain::key::{KeyId, KeyVersion, ProjectId};
+use crate::domain::key::{KeyAlias, KeyId, KeyVersion, ProjectId};
 use crate::domain::request::{RequestId, Sequence};
 use crate::domain::time::Clock;
 use crate::error::{Error, Kind};
@@ -202,10 +205,82 @@ impl Call<'_> {
         &self.context.caller.project
     }
 
-    /// Refuses a caller without the right to the action, or whose processor time does not allow it.
+    /// Refuses a caller without the right to an action that is about no key, or whose processor time
+    /// does not allow it.
     fn allowed(&self) -> Result<(), Error> {
-        self.kms.policy.may(&self.context.caller, self.action)?;
+        self.allowed_with(self.action.into(), Key::default())?;
         self.charge(self.action.micros())
+    }
+
+    /// Refuses a caller who may not make a key of this name, or whose processor time does not allow it.
+    fn allowed_to_make(&self, alias: &KeyAlias) -> Result<(), Error> {
+        let key = Key {
+            id: None,
+            alias: Some(alias),
+        };
+        self.allowed_with(self.action.into(), key)?;
+        self.charge(self.action.micros())
+    }
+
+    /// Refuses a caller who may not do this with any key, be it which it will.
+    fn allowed_with_some_key(&self, algorithm: EncryptionAlgorithm) -> Result<(), Error> {
+        match self.decide(self.by(algorithm), Key::default()) {
+            Verdict::Denied => Err(Denied.into()),
+            Verdict::Allowed | Verdict::Depends => Ok(()),
+        }
+    }
+
+    /// Refuses a caller who may not do this with the key, whatever its alias is. What the alias
+    /// decides is left to the [`Access`], for when the key has been looked for. Refuses a caller whose
+    /// processor time does not allow looking for it, too.
+    fn access(&self, key_id: KeyId) -> Result<Access<'_>, Error> {
+        self.access_with(key_id, self.action.into())
+    }
+
+    /// The same for a data call by this algorithm.
+    fn access_by(
+        &self,
+        key_id: KeyId,
+        algorithm: EncryptionAlgorithm,
+    ) -> Result<Access<'_>, Error> {
+        self.access_with(key_id, self.by(algorithm))
+    }
+
+    fn access_with(&self, key_id: KeyId, operation: Operation) -> Result<Access<'_>, Error> {
+        let key = Key {
+            id: Some(key_id),
+            alias: None,
+        };
+        let by_alias = match self.decide(operation, key) {
+            Verdict::Denied => return Err(Denied.into()),
+            Verdict::Allowed => false,
+            Verdict::Depends => true,
+        };
+        self.charge(self.action.micros())?;
+        Ok(Access {
+            call: self,
+            operation,
+            key_id,
+            by_alias,
+        })
+    }
+
+    fn allowed_with(&self, operation: Operation, key: Key<'_>) -> Result<(), Error> {
+        match self.decide(operation, key) {
+            Verdict::Allowed => Ok(()),
+            Verdict::Denied | Verdict::Depends => Err(Denied.into()),
+        }
+    }
+
+    fn decide(&self, operation: Operation, key: Key<'_>) -> Verdict {
+        self.kms.policy.decide(&self.context.caller, operation, key)
+    }
+
+    const fn by(&self, algorithm: EncryptionAlgorithm) -> Operation {
+        Operation {
+            action: self.action,
+            algorithm,
+        }
     }
 
     /// Charges the caller for `micros` of processor time, if it is any.
@@ -283,6 +358,38 @@ impl Call<'_> {
             key_id: self.key_id,
             outcome,
         });
+    }
+}
+
+/// A caller's right to a key that has not been looked for yet.
+struct Access<'a> {
+    call: &'a Call<'a>,
+    operation: Operation,
+    key_id: KeyId,
+    /// Whether it is the key's alias that decides.
+    by_alias: bool,
+}
+
+impl Access<'_> {
+    /// Refuses if the caller may not do this with the key that was found, or if none was and some key
+    /// with this id could have been denied: the two must be told alike.
+    fn to(&self, found: Option<&KeyRecord>) -> Result<(), Error> {
+        if !self.by_alias {
+            return Ok(());
+        }
+        self.under(&found.ok_or(Denied)?.alias)
+    }
+
+    /// Refuses if the caller may not do this with the key under this alias.
+    fn under(&self, alias: &KeyAlias) -> Result<(), Error> {
+        if !self.by_alias {
+            return Ok(());
+        }
+        let key = Key {
+            id: Some(self.key_id),
+            alias: Some(alias),
+        };
+        self.call.allowed_with(self.operation, key)
     }
 }
 

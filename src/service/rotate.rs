@@ -10,10 +10,10 @@ use crate::store::VersionRecord;
 impl Kms {
     /// Gives a symmetric key a new version, which encrypts from now on.
     pub async fn rotate(&self, call: &Call<'_>, key_id: KeyId) -> Result<KeyVersion, Error> {
-        call.allowed()?;
+        let access = call.access(key_id)?;
         let mut tries = Tries::default();
         loop {
-            let (mut key, revision) = self.read(call, key_id).await?;
+            let (mut key, revision) = self.read(&access).await?;
             key.state.usable()?;
             match key.spec.family() {
                 Family::Symmetric => {}

@@ -8,10 +8,10 @@ use crate::store::{Address, Change, DeletionRecord, Record};
 impl Kms {
     /// Lets a disabled key work again.
     pub async fn enable(&self, call: &Call<'_>, key_id: KeyId) -> Result<KeyState, Error> {
-        call.allowed()?;
+        let access = call.access(key_id)?;
         let mut tries = Tries::default();
         loop {
-            let (mut key, revision) = self.read(call, key_id).await?;
+            let (mut key, revision) = self.read(&access).await?;
             key.state = key.state.enable()?;
             let state = key.state;
             if self.replace(key, revision, Vec::new(), &mut tries).await? {
@@ -22,10 +22,10 @@ impl Kms {
 
     /// Stops a key.
     pub async fn disable(&self, call: &Call<'_>, key_id: KeyId) -> Result<KeyState, Error> {
-        call.allowed()?;
+        let access = call.access(key_id)?;
         let mut tries = Tries::default();
         loop {
-            let (mut key, revision) = self.read(call, key_id).await?;
+            let (mut key, revision) = self.read(&access).await?;
             key.state = key.state.disable()?;
             let state = key.state;
             if self.replace(key, revision, Vec::new(), &mut tries).await? {
@@ -41,10 +41,10 @@ impl Kms {
         key_id: KeyId,
         wait: PendingDays,
     ) -> Result<KeyState, Error> {
-        call.allowed()?;
+        let access = call.access(key_id)?;
         let mut tries = Tries::default();
         loop {
-            let (mut key, revision) = self.read(call, key_id).await?;
+            let (mut key, revision) = self.read(&access).await?;
             key.state = key.state.schedule_deletion()?;
             let due = self.due(wait).await?;
             key.deletion = Some(due);
@@ -65,10 +65,10 @@ impl Kms {
 
     /// Takes a key out of the deletion queue; it is then disabled.
     pub async fn cancel_deletion(&self, call: &Call<'_>, key_id: KeyId) -> Result<KeyState, Error> {
-        call.allowed()?;
+        let access = call.access(key_id)?;
         let mut tries = Tries::default();
         loop {
-            let (mut key, revision) = self.read(call, key_id).await?;
+            let (mut key, revision) = self.read(&access).await?;
             key.state = key.state.cancel_deletion()?;
             key.deletion = None;
             let state = key.state;

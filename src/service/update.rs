@@ -13,10 +13,12 @@ impl Kms {
         key_id: KeyId,
         alias: &KeyAlias,
     ) -> Result<(), Error> {
-        call.allowed()?;
+        let access = call.access(key_id)?;
+        // A caller who may change keys of some names moves none to another.
+        access.under(alias)?;
         let mut tries = Tries::default();
         loop {
-            let (mut key, revision) = self.read(call, key_id).await?;
+            let (mut key, revision) = self.read(&access).await?;
             describable(&key)?;
             if key.alias == *alias {
                 return Ok(());
@@ -54,10 +56,10 @@ impl Kms {
         key_id: KeyId,
         description: &KeyDescription,
     ) -> Result<(), Error> {
-        call.allowed()?;
+        let access = call.access(key_id)?;
         let mut tries = Tries::default();
         loop {
-            let (mut key, revision) = self.read(call, key_id).await?;
+            let (mut key, revision) = self.read(&access).await?;
             describable(&key)?;
             key.description = description.clone();
             if self.replace(key, revision, Vec::new(), &mut tries).await? {

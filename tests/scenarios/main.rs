@@ -23,6 +23,7 @@ mod jwt;
 mod lifecycle;
 mod limits;
 mod order;
+mod policy;
 mod rest;
 mod schema;
 mod seeds;

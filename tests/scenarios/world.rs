@@ -48,6 +48,8 @@ pub(crate) enum Right {
     Listing,
     /// Nothing any more.
     Expired,
+    /// Nothing but what rules give it, by its name or by its role `ruled`.
+    Ruled,
 }
 
 /// The token of a project with a right.
@@ -79,8 +81,17 @@ impl World {
     /// Starts a server that has these keys in each project too, and these lines in its
     /// configuration.
     pub(crate) async fn holding(keys: &[Seed], lines: &str) -> Self {
+        Self::build(keys, None, lines).await
+    }
+
+    /// Starts a server with these rules in its policy file.
+    pub(crate) async fn ruled(rules: &str) -> Self {
+        Self::build(&[], Some(rules), "").await
+    }
+
+    async fn build(keys: &[Seed], rules: Option<&str>, lines: &str) -> Self {
         let dir = TempDir::new().unwrap();
-        let config = write_files(dir.path(), keys).await + lines;
+        let config = write_files(dir.path(), keys, rules).await + lines;
         let config = Config::parse(&config).unwrap();
         let listen = || TcpListener::bind("127.0.0.1:0");
         let listeners = Listeners {
@@ -164,7 +175,11 @@ impl World {
 /// Runs a story over both faces of one server, each in its own project, and holds them to the same
 /// refusals in the same words.
 pub(crate) async fn on_both_faces(story: impl AsyncFn(&Face)) {
-    let world = World::start().await;
+    on_both_faces_of(&World::start().await, story).await;
+}
+
+/// The same with this server.
+pub(crate) async fn on_both_faces_of(world: &World, story: impl AsyncFn(&Face)) {
     let (rest, grpc) = (world.rest(), world.grpc());
     for face in [&rest, &grpc] {
         story(face).await;
@@ -177,7 +192,7 @@ pub(crate) async fn on_both_faces(story: impl AsyncFn(&Face)) {
 }
 
 /// Writes what the configuration names, and returns the configuration.
-async fn write_files(dir: &Path, keys: &[Seed]) -> String {
+async fn write_files(dir: &Path, keys: &[Seed], rules: Option<&str>) -> String {
     let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let root = RootKey::create(&dir.join("root.key")).unwrap();
     let projects = [REST_PROJECT, GRPC_PROJECT];
@@ -189,15 +204,20 @@ async fn write_files(dir: &Path, keys: &[Seed]) -> String {
          project = \"{REST_PROJECT}\"\nactions = [\"kms:cmk:*\"]\n"
     );
     write_secret(&dir.join("access-keys.toml"), &access_keys);
+    let policy = rules.map(|rules| {
+        write_secret(&dir.join("policy.toml"), rules);
+        format!("auth.policy_file = {:?}\n", at("policy.toml"))
+    });
     format!(
         "root_key_file = {:?}\nstore = {{ kind = \"sqlite\", path = {:?} }}\n\
-         auth.token_file = {:?}\nauth.access_key_file = {:?}\n\
+         auth.token_file = {:?}\nauth.access_key_file = {:?}\n{}\
          audit = {{ kind = \"file\", path = {:?} }}\n\
          shutdown = {{ lag = \"0ms\", drain = \"5s\" }}\n",
         at("root.key"),
         at("keys.db"),
         at("tokens.toml"),
         at("access-keys.toml"),
+        policy.unwrap_or_default(),
         at("audit.jsonl"),
     )
 }
@@ -209,6 +229,7 @@ fn tokens() -> String {
             (Right::Everything, &["kms:cmk:*", "kms:system:*"][..]),
             (Right::Listing, &["kms:cmk:list"]),
             (Right::Expired, &["kms:cmk:*"]),
+            (Right::Ruled, &[]),
         ] {
             let token = token(project, right);
             let entry = Entry {
@@ -218,6 +239,9 @@ fn tokens() -> String {
                 actions,
             };
             file += &entry.render(token.as_bytes()).unwrap();
+            if matches!(right, Right::Ruled) {
+                file += "roles = [\"ruled\"]\n";
+            }
         }
     }
     file

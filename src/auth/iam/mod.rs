@@ -52,6 +52,9 @@ const WAITING: usize = 256;
 const BAD_TOKENS: i64 = 50;
 const BAD_TOKEN_EVERY: i64 = 100;
 
+/// The most roles of a token.
+const MAX_ROLES: usize = 64;
+
 /// The most peers of which that is known.
 const PEERS: usize = 4096;
 
@@ -222,7 +225,12 @@ impl Iam {
         if !(1..=255).contains(&user.len()) || !printable {
             return None;
         }
-        let granted = subject.roles.iter().flat_map(|role| {
+        // None may be left out: a rule of the policy may deny something to it.
+        let roles = subject.roles.iter();
+        if roles.len() > MAX_ROLES {
+            return None;
+        }
+        let granted = roles.clone().flat_map(|role| {
             let fitting = self.rules.iter();
             fitting.filter(|rule| rule.fits(&role.name, &project))
         });
@@ -231,6 +239,7 @@ impl Iam {
             caller: Arc::new(Caller {
                 name: format!("iam:{user}").into(),
                 project,
+                roles: roles.map(|role| Arc::from(&*role.name)).collect(),
                 actions,
             }),
             since: now,

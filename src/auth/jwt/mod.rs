@@ -249,6 +249,7 @@ impl Issuer {
         Some(Caller {
             name: format!("jwt:{}:{subject}", self.name).into(),
             project: rule.project.clone(),
+            roles: Arc::clone(&rule.roles),
             actions: rule.actions,
         })
     }

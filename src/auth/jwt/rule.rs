@@ -1,5 +1,7 @@
 //! Rules: which claims make which caller.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::domain::caller::Actions;
@@ -12,7 +14,9 @@ pub struct Rule {
     pub claims: Vec<Claim>,
     /// The one project that its caller is for.
     pub project: ProjectId,
-    /// What its caller may do.
+    /// What its caller is, for rules that name roles.
+    pub roles: Arc<[Arc<str>]>,
+    /// What its caller may do with every key of the project.
     pub actions: Actions,
 }
 
@@ -126,6 +130,7 @@ mod tests {
                 })
                 .to_vec(),
             project: "p".parse().unwrap(),
+            roles: Arc::default(),
             actions: Actions::ALL,
         };
         assert!(rule.fits(&json!({ "a": "1", "b": "2", "c": "3" })));
