@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -44,12 +44,18 @@ const PAUSE: i64 = 5_000;
 /// How long after a failed renewal the next is tried while the old token is good, in milliseconds.
 const RENEWAL_PAUSE: i64 = 10_000;
 
+/// How long after a failed login no other is tried, in milliseconds: shorter than the first pause
+/// before a question is asked again.
+const LOGIN_PAUSE: i64 = 50;
+
 /// An IAM service, and the credential with which it is asked.
 pub struct Keystone {
     endpoint: Endpoint,
     credential: Watched<Credential>,
     own: ArcSwapOption<Own>,
     renewing: tokio::sync::Mutex<()>,
+    /// When it was last tried in vain to fetch an own token, in milliseconds.
+    login_failed: AtomicI64,
     breaker: Mutex<Breaker>,
     failed: AtomicU64,
     clock: Arc<dyn Clock>,
@@ -128,6 +134,9 @@ pub(super) enum Fault {
     /// It does not let this service ask.
     #[error("{0}")]
     Refused(&'static str),
+    /// It does not know our own token, or refuses the one that it is asked about with the same words.
+    #[error("our own token was refused")]
+    OwnToken,
     /// It has failed too often to be asked just now.
     #[error("it failed before, and is not asked just now")]
     Resting,
@@ -151,6 +160,7 @@ impl Keystone {
             credential: Watched::load(credential_file, Secrecy::Secret, Credential::parse)?,
             own: ArcSwapOption::empty(),
             renewing: tokio::sync::Mutex::default(),
+            login_failed: AtomicI64::new(i64::MIN / 2),
             breaker: Mutex::default(),
             failed: AtomicU64::new(0),
             clock,
@@ -169,15 +179,24 @@ impl Keystone {
 
     /// What `token` is good for; none if it is not good.
     pub(super) async fn validate(&self, token: &str) -> Result<Option<Subject>, Fault> {
+        if !self.breaker().admits(self.clock.now()) {
+            return Err(Fault::Resting);
+        }
+        let answered = self.ask_again_and_again(token).await;
+        self.note(answered.as_ref().err());
+        answered
+    }
+
+    async fn ask_again_and_again(&self, token: &str) -> Result<Option<Subject>, Fault> {
         let mut pause = BACKOFF;
         let mut attempt = 1;
+        let mut anew = false;
         loop {
-            if !self.breaker().admits(self.clock.now()) {
-                return Err(Fault::Resting);
-            }
-            let answered = self.ask(token).await;
-            self.note(answered.as_ref().err());
-            match answered {
+            match self.ask(token).await {
+                // Taken back before its time, perhaps: once more with another. If that is refused too,
+                // the token that was asked about is meant.
+                Err(Fault::OwnToken) if anew => return Ok(None),
+                Err(Fault::OwnToken) => anew = true,
                 Err(Fault::Transient(_)) if attempt < ATTEMPTS => {
                     tokio::time::sleep(pause).await;
                     attempt += 1;
@@ -203,11 +222,11 @@ impl Keystone {
                 let answer = answer.map_err(|_| FetchError::Answer("not of the documented shape"));
                 Ok(Some(answer?.token))
             }
-            400 | 404 => Ok(None),
+            // The last three are what a server says of a header that is too long for it.
+            400 | 404 | 413 | 414 | 431 => Ok(None),
             401 => {
-                // Taken back before its time, perhaps. The next attempt fetches another.
                 self.forget(&own);
-                Err(Fault::Transient("our own token was refused".to_owned()))
+                Err(Fault::OwnToken)
             }
             _ => Err(fault(&answer)),
         }
@@ -223,6 +242,13 @@ impl Keystone {
         if let Some(own) = self.current() {
             return Ok(own);
         }
+        // Those who waited meanwhile need not fail one after another.
+        let since = self.clock.now().0 - self.login_failed.load(Ordering::Relaxed);
+        if (0..LOGIN_PAUSE).contains(&since) {
+            return Err(Fault::Transient(
+                "our own token cannot be fetched".to_owned(),
+            ));
+        }
         let credential = Arc::clone(&self.credential.current());
         match self.authenticate(&credential).await {
             Ok(own) => {
@@ -232,6 +258,7 @@ impl Keystone {
             }
             Err(fault) => {
                 let now = self.clock.now();
+                self.login_failed.store(now.0, Ordering::Relaxed);
                 let old = self.own.load_full();
                 let old = old.filter(|own| own.expires > now).ok_or(fault)?;
                 let old = Arc::new(Own {
@@ -320,9 +347,11 @@ impl Keystone {
                 }
             }
             Some(Fault::Refused(error)) => {
+                // It is there, so others may ask it.
+                self.breaker().succeeded();
                 tracing::error!(%endpoint, error, "the IAM service does not answer this one");
             }
-            Some(Fault::Resting) => {}
+            Some(Fault::OwnToken | Fault::Resting) => {}
             None => {
                 if self.breaker().succeeded() {
                     tracing::info!(%endpoint, "the IAM service is there again");

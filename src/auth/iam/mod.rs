@@ -3,13 +3,14 @@
 //!
 //! A token that is no JSON Web Token of a configured issuer and is not in the file of tokens is asked
 //! about. What the service says is remembered by the token's SHA-256: that it is good until it
-//! expires and for at most the configured time, that it is not for [`MEMORY_OF_BAD`]. So a token
+//! expires and for at most the configured time, that it is not for five seconds. So a token
 //! that was taken back works for at most that time longer, and a caller goes on as long while the
 //! service is not there.
 //!
 //! Whoever connects can send tokens that have to be asked about. Requests with the same token ask
-//! once; few questions are under way at a time and few requests wait for one; and a peer whose
-//! tokens turn out bad is refused for a while before the service is asked.
+//! once, also when they are given up; few questions are under way at a time; and a peer pays for each
+//! beforehand, and gets that back if its token is good, so that one whose tokens are bad is refused
+//! for a while before the service is asked.
 
 mod keystone;
 
@@ -22,11 +23,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use http::HeaderMap;
 use quick_cache::sync::Cache;
+use quick_cache::unsync;
 use sha2::{Digest, Sha256};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use zeroize::Zeroizing;
 
 use crate::auth::entry;
-use crate::auth::iam::keystone::Subject;
+use crate::auth::iam::keystone::{Fault, Subject};
 use crate::auth::token;
 use crate::auth::{AuthError, Authenticator, Evidence, Peer};
 use crate::domain::caller::{Actions, Caller};
@@ -44,10 +47,10 @@ const MEMORY_OF_BAD: i64 = 5_000;
 /// The most questions that are under way at a time.
 const ASKING: usize = 32;
 
-/// The most requests that wait for an answer at a time.
-const WAITING: usize = 256;
+/// The most questions at a time, with those that wait to be asked.
+const QUESTIONS: usize = 256;
 
-/// How many bad tokens a peer may send at once, and how long it takes until it may send one more, in
+/// How many tokens that are not good a peer may send at once, and how long it takes until it may send one more, in
 /// milliseconds.
 const BAD_TOKENS: i64 = 50;
 const BAD_TOKEN_EVERY: i64 = 100;
@@ -77,7 +80,11 @@ impl Rule {
 }
 
 /// Lets in whom an IAM service knows.
-pub struct Iam {
+pub struct Iam(Arc<Shared>);
+
+/// What an authenticator and the questions that it asks have in common. A question is a task of its
+/// own: whoever gives a request up must not make its question one that costs nothing.
+struct Shared {
     keystone: Arc<Keystone>,
     rules: Vec<Rule>,
     /// How long a good token is remembered at most, in milliseconds.
@@ -85,18 +92,17 @@ pub struct Iam {
     good: Cache<Hash, Good>,
     /// Until when each is remembered.
     bad: Cache<Hash, Timestamp>,
-    flights: Mutex<HashMap<Hash, Arc<Flight>>>,
+    /// The questions that are under way, and where their answers will be told.
+    questions: Mutex<HashMap<Hash, watch::Receiver<Option<Told>>>>,
+    /// Places for questions, and for those among them that the service is being asked.
+    places: Arc<Semaphore>,
     asking: Semaphore,
-    waiting: Semaphore,
-    /// For each peer, the time at which all its bad tokens are paid for.
-    peers: Cache<IpAddr, Timestamp>,
+    /// For each peer, the time at which all its tokens are paid for.
+    peers: Mutex<unsync::Cache<IpAddr, Timestamp>>,
     clock: Arc<dyn Clock>,
 }
 
 type Hash = [u8; 32];
-
-/// An answer that is being waited for.
-type Flight = OnceCell<Told>;
 
 /// What the service said of a token.
 #[derive(Clone)]
@@ -125,18 +131,18 @@ impl Iam {
         memory: Duration,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self {
+        Self(Arc::new(Shared {
             keystone,
             rules,
             memory: i64::try_from(memory.as_millis()).unwrap_or(i64::MAX),
             good: Cache::new(REMEMBERED),
             bad: Cache::new(REMEMBERED),
-            flights: Mutex::default(),
+            questions: Mutex::default(),
+            places: Arc::new(Semaphore::new(QUESTIONS)),
             asking: Semaphore::new(ASKING),
-            waiting: Semaphore::new(WAITING),
-            peers: Cache::new(PEERS),
+            peers: Mutex::new(unsync::Cache::new(PEERS)),
             clock,
-        }
+        }))
     }
 
     async fn caller(&self, request: &Evidence<'_>) -> Result<Option<Arc<Caller>>, AuthError> {
@@ -144,7 +150,7 @@ impl Iam {
             return Ok(None);
         };
         let hash: Hash = Sha256::digest(token).into();
-        let told = match self.remembered(&hash) {
+        let told = match self.0.remembered(&hash) {
             Some(told) => told,
             None => self.told(token, hash, request.peer).await?,
         };
@@ -156,6 +162,70 @@ impl Iam {
         }
     }
 
+    /// What the service says of a token. Requests with the same token ask once.
+    async fn told(&self, token: &[u8], hash: Hash, peer: &Peer) -> Result<Told, AuthError> {
+        // What is no text of printable ASCII is no token of any IAM service.
+        let printable = token.iter().all(u8::is_ascii_graphic);
+        let token = str::from_utf8(token).ok().filter(|_| printable);
+        let token = token.ok_or(AuthError::InvalidToken)?;
+        let mut answer = self.answer(token, hash, peer)?;
+        // Fails if the question came to no end, which is a bug that was logged.
+        let told = answer.wait_for(Option::is_some).await;
+        let told = told.map_err(|_| AuthError::IamUnavailable)?;
+        told.clone().ok_or(AuthError::IamUnavailable)
+    }
+
+    /// Where the answer will be told: to the question that is under way, or to a new one.
+    fn answer(
+        &self,
+        token: &str,
+        hash: Hash,
+        peer: &Peer,
+    ) -> Result<watch::Receiver<Option<Told>>, AuthError> {
+        let mut questions = self.0.questions();
+        if let Some(answer) = questions.get(&hash) {
+            return Ok(answer.clone());
+        }
+        let network = network(peer);
+        if !self.0.charge(network) {
+            return Err(AuthError::Throttled);
+        }
+        let Ok(place) = Arc::clone(&self.0.places).try_acquire_owned() else {
+            self.0.refund(network);
+            return Err(AuthError::Throttled);
+        };
+        let (tell, answer) = watch::channel(None);
+        questions.insert(hash, answer.clone());
+        let question = Question {
+            shared: Arc::clone(&self.0),
+            hash,
+            _place: place,
+        };
+        let token = Zeroizing::new(token.to_owned());
+        tokio::spawn(async move {
+            let told = question.shared.ask(&token, hash, network).await;
+            // First what is remembered, then that nothing is under way: nobody asks in between.
+            drop(question);
+            tell.send_replace(Some(told));
+        });
+        Ok(answer)
+    }
+}
+
+/// A question that is under way. It is so until this is dropped, whatever becomes of it.
+struct Question {
+    shared: Arc<Shared>,
+    hash: Hash,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.shared.questions().remove(&self.hash);
+    }
+}
+
+impl Shared {
     fn remembered(&self, hash: &Hash) -> Option<Told> {
         let now = self.clock.now();
         if let Some(good) = self.good.get(hash) {
@@ -172,32 +242,19 @@ impl Iam {
         (1..=MEMORY_OF_BAD).contains(&left).then_some(Told::Bad)
     }
 
-    /// What the service says of a token. Requests with the same token ask once.
-    async fn told(&self, token: &[u8], hash: Hash, peer: &Peer) -> Result<Told, AuthError> {
-        // What is no text of printable ASCII is no token of any IAM service.
-        let printable = token.iter().all(u8::is_ascii_graphic);
-        let token = str::from_utf8(token).ok().filter(|_| printable);
-        let token = token.ok_or(AuthError::InvalidToken)?;
-        if !self.may_ask(peer) {
-            return Err(AuthError::Throttled);
-        }
-        let place = self.waiting.try_acquire();
-        let _place = place.map_err(|_| AuthError::Throttled)?;
-        let flight = Passenger::board(self, hash);
-        let asked = flight.flight.get_or_init(|| self.ask(token, hash));
-        let told = asked.await.clone();
-        if matches!(told, Told::Bad) {
-            self.charge(peer);
-        }
-        Ok(told)
-    }
-
-    async fn ask(&self, token: &str, hash: Hash) -> Told {
+    async fn ask(&self, token: &str, hash: Hash, network: Option<IpAddr>) -> Told {
         let Ok(_place) = self.asking.acquire().await else {
             return Told::Nothing;
         };
-        let Ok(answer) = self.keystone.validate(token).await else {
-            return Told::Nothing;
+        let answer = match self.keystone.validate(token).await {
+            Ok(answer) => answer,
+            Err(fault) => {
+                // Who comes while the service is away has not troubled it.
+                if matches!(fault, Fault::Resting) {
+                    self.refund(network);
+                }
+                return Told::Nothing;
+            }
         };
         let now = self.clock.now();
         let good = answer.and_then(|subject| self.good(&subject, now));
@@ -205,6 +262,7 @@ impl Iam {
             Some(good) if good.expires > now => {
                 let caller = Arc::clone(&good.caller);
                 self.good.insert(hash, good);
+                self.refund(network);
                 Told::Good(caller)
             }
             Some(_) => Told::Expired,
@@ -248,38 +306,39 @@ impl Iam {
         })
     }
 
-    fn may_ask(&self, peer: &Peer) -> bool {
-        let Some(address) = network(peer) else {
+    /// Charges a peer for a question, if it may ask one.
+    fn charge(&self, network: Option<IpAddr>) -> bool {
+        self.owe(network, BAD_TOKEN_EVERY)
+    }
+
+    /// Takes a charge back: the token was good, or nothing was asked.
+    fn refund(&self, network: Option<IpAddr>) {
+        self.owe(network, -BAD_TOKEN_EVERY);
+    }
+
+    /// Changes how long it takes until all tokens of a peer are paid for, in milliseconds, unless that
+    /// became more than it may be.
+    fn owe(&self, network: Option<IpAddr>, more: i64) -> bool {
+        const MOST: i64 = BAD_TOKENS * BAD_TOKEN_EVERY;
+        let Some(address) = network else {
             return true;
         };
-        self.debt(&address, self.clock.now()) < BAD_TOKENS * BAD_TOKEN_EVERY
-    }
-
-    /// How long it takes until all bad tokens of a peer are paid for, in milliseconds.
-    fn debt(&self, address: &IpAddr, now: Timestamp) -> i64 {
-        let paid = self.peers.get(address).unwrap_or(now);
-        let debt = paid.millis_since(now);
-        // More than a peer can have is from before the clock was set back.
-        if (0..=2 * BAD_TOKENS * BAD_TOKEN_EVERY).contains(&debt) {
-            debt
-        } else {
-            0
-        }
-    }
-
-    /// Notes a bad token of `peer`. Two at the same moment may count as one, which costs the service
-    /// little.
-    fn charge(&self, peer: &Peer) {
-        let Some(address) = network(peer) else {
-            return;
-        };
         let now = self.clock.now();
-        let debt = self.debt(&address, now) + BAD_TOKEN_EVERY;
-        self.peers.insert(address, now.plus_millis(debt));
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let paid = peers.get(&address).copied().unwrap_or(now);
+        // A clock that was set back owes nobody more than a peer may owe.
+        let debt = paid.millis_since(now).clamp(0, MOST) + more;
+        if debt > MOST {
+            return false;
+        }
+        peers.insert(address, now.plus_millis(debt));
+        true
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<Hash, Arc<Flight>>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    fn questions(&self) -> MutexGuard<'_, HashMap<Hash, watch::Receiver<Option<Told>>>> {
+        self.questions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -292,31 +351,6 @@ fn network(peer: &Peer) -> Option<IpAddr> {
             Some(Ipv6Addr::from(network).into())
         }
         address @ IpAddr::V4(_) => Some(address),
-    }
-}
-
-/// A request that waits for an answer. The last one to leave forgets the flight, also when it is
-/// given up.
-struct Passenger<'a> {
-    iam: &'a Iam,
-    hash: Hash,
-    flight: Arc<Flight>,
-}
-
-impl<'a> Passenger<'a> {
-    fn board(iam: &'a Iam, hash: Hash) -> Self {
-        let flight = Arc::clone(iam.flights().entry(hash).or_default());
-        Self { iam, hash, flight }
-    }
-}
-
-impl Drop for Passenger<'_> {
-    fn drop(&mut self) {
-        let mut flights = self.iam.flights();
-        // Flights are boarded under the same lock: ours and the map's are the last two.
-        if Arc::strong_count(&self.flight) <= 2 {
-            flights.remove(&self.hash);
-        }
     }
 }
 
@@ -333,6 +367,6 @@ impl Authenticator for Iam {
 
 impl fmt::Debug for Iam {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Iam").field(&self.keystone).finish()
+        f.debug_tuple("Iam").field(&self.0.keystone).finish()
     }
 }
