@@ -494,8 +494,19 @@ impl Config {
         let mut issuers = HashSet::new();
         for jwt in &auth.jwt {
             let wrong = jwt.mistake().or_else(|| {
-                let again = !issuers.insert(&jwt.issuer);
-                again.then_some("the issuer stands there twice")
+                // A caller is named by its issuer and its subject, with a colon between.
+                let alike = |other: &&String| {
+                    let begins = |one: &str, other: &str| {
+                        let rest = one.strip_prefix(other);
+                        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+                    };
+                    begins(other, &jwt.issuer) || begins(&jwt.issuer, other)
+                };
+                let again = issuers.iter().any(alike);
+                issuers.insert(&jwt.issuer);
+                again.then_some(
+                    "the issuer stands there twice, or is another's beginning before a colon",
+                )
             });
             if let Some(wrong) = wrong {
                 return Err(ConfigError::Jwt(jwt.issuer.clone(), wrong));
@@ -1041,6 +1052,10 @@ mod tests {
         assert!(error.to_string().contains("at least one of its rules"));
         let twice = with_issuer(&format!("{ISSUER}\n[[auth.jwt]]\n{ISSUER}")).unwrap_err();
         assert!(twice.to_string().contains("stands there twice"), "{twice}");
+        let port = ISSUER.replacen("\"\n", ":8443\"\n", 1);
+        let beginning = with_issuer(&format!("{ISSUER}\n[[auth.jwt]]\n{port}")).unwrap_err();
+        let told = beginning.to_string();
+        assert!(told.contains("another's beginning"), "{told}");
     }
 
     #[test]

@@ -222,7 +222,7 @@ fn explain_says_which_rule_decides_and_why() {
                 "denied: {get} for the caller x of project p\n  \
                  rule no-secrets denies it, whatever allows it: role auditor, action {get}, \
                  key alias:secret/*\n  \
-                 no token and no access key of the project has this name, whose own actions would count\n"
+                 no token, access key or certificate of the project has this name, whose own actions would count\n"
             ),
         ),
     ] {

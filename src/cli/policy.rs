@@ -109,11 +109,12 @@ impl Explain {
         };
         let rule = identity.and_then(|identity| {
             let mut rules = auth.mtls.iter();
-            rules.find(|rule| rule.identity.matches(&identity))
+            let rule = rules.find(|rule| rule.identity.matches(&identity))?;
+            Some((identity, rule))
         });
-        held.extend(rule.map(|rule| {
+        held.extend(rule.map(|(identity, rule)| {
             let caller = Caller {
-                name: self.caller.as_str().into(),
+                name: Arc::clone(identity.text()),
                 project: rule.project.clone(),
                 roles: Arc::clone(&rule.roles),
                 actions: rule.actions,
@@ -190,9 +191,13 @@ impl Explain {
                 "\n  the {what}'s own actions allow it, with every key"
             ),
             (Some(what), false) => write!(text, "\n  the {what}'s own actions do not have it"),
+            (None, _) if name.starts_with("jwt:") || name.starts_with("iam:") => write!(
+                text,
+                "\n  what its own token gives it is not looked at, and would count: name its roles with --role"
+            ),
             (None, _) => write!(
                 text,
-                "\n  no token and no access key of the project has this name, whose own actions would count"
+                "\n  no token, access key or certificate of the project has this name, whose own actions would count"
             ),
         }
     }

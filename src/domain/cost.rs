@@ -51,13 +51,14 @@ impl Action {
     /// About how long the action has one core at least, in microseconds, besides any [`Work`].
     pub const fn micros(self) -> u32 {
         match self {
-            Self::EncryptData | Self::DecryptData => 0,
-            // Making a key is charged when it is known that one is to be made.
-            Self::DescribeKey
-            | Self::ListKeys
+            // Charged at once when it is known what is to be done: what is charged before would be
+            // owed then, and work that costs more than a burst is done for who owes nothing.
+            Self::EncryptData
+            | Self::DecryptData
             | Self::GetPublicKey
             | Self::CreateKey
-            | Self::RotateOnDemand => READ,
+            | Self::RotateOnDemand => 0,
+            Self::DescribeKey | Self::ListKeys => READ,
             Self::EnableKey
             | Self::DisableKey
             | Self::ScheduleKeyDeletion

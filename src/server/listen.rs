@@ -41,6 +41,9 @@ const FIRST_WORDS: Duration = Duration::from_secs(10);
 /// take: the HTTP library has one limit for both, and clients keep connections in pools.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long a client may stay that was told to go: longer than any request takes.
+const LEAVING: Duration = Duration::from_secs(90);
+
 /// How often a connection of a stopping server is looked at.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -197,6 +200,8 @@ async fn converse(
         ended = connection => ended,
         () = silence(&read) => Ok(()),
         () = idle_after(stop, &in_work) => Ok(()),
+        // A client that was told to go, and does not.
+        () = tokio::time::sleep(age.saturating_add(age / 10).saturating_add(LEAVING)) => Ok(()),
     }
 }
 

@@ -261,6 +261,7 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         let crypto = CryptoServiceServer::from_arc(Arc::clone(&service));
         let keys = KeyServiceServer::from_arc(Arc::clone(&service));
+        let health_service = health_service.max_decoding_message_size(MAX_MESSAGE);
         let mut routes = Routes::new(health_service)
             .add_service(crypto.max_decoding_message_size(MAX_MESSAGE))
             .add_service(keys.max_decoding_message_size(MAX_MESSAGE));
@@ -799,8 +800,10 @@ fn reflect(routes: Routes) -> Result<Routes, StartError> {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    let routes = routes.add_service(builder().build_v1()?);
-    Ok(routes.add_service(builder().build_v1alpha()?))
+    let v1 = builder().build_v1()?.max_decoding_message_size(MAX_MESSAGE);
+    let v1alpha = builder().build_v1alpha()?;
+    let v1alpha = v1alpha.max_decoding_message_size(MAX_MESSAGE);
+    Ok(routes.add_service(v1).add_service(v1alpha))
 }
 
 /// Reads changed credential and policy files, for ever, and counts in `stale` those that cannot be

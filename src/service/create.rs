@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::crypto::VersionName;
 use crate::crypto::pool::{Share, briefly};
-use crate::domain::cost::{WRITE, Work};
+use crate::domain::cost::{READ, WRITE, Work};
 use crate::domain::key::{
     Family, KeyAlias, KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion,
 };
@@ -50,7 +50,7 @@ impl Kms {
             version: KeyVersion::FIRST,
             spec: new.spec,
         };
-        call.charge(WRITE + name.spec.micros(Work::Make))?;
+        call.charge(READ + WRITE + name.spec.micros(Work::Make))?;
         let sealed = self.generate(call.pool(), name).await?;
         let created = self.clock.now();
         let key = KeyRecord {

@@ -374,17 +374,16 @@ impl Access<'_> {
     /// Refuses if the caller may not do this with the key that was found, or if none was and some key
     /// with this id could have been denied: the two must be told alike.
     fn to(&self, found: Option<&KeyRecord>) -> Result<(), Error> {
-        if !self.by_alias {
-            return Ok(());
+        match found {
+            Some(key) => self.under(&key.alias),
+            None if self.by_alias => Err(Denied.into()),
+            None => Ok(()),
         }
-        self.under(&found.ok_or(Denied)?.alias)
     }
 
-    /// Refuses if the caller may not do this with the key under this alias.
+    /// Refuses if the caller may not do this with the key under this alias. Asked also where the id
+    /// has decided: the rules, and the alias, may have changed while the call waited.
     fn under(&self, alias: &KeyAlias) -> Result<(), Error> {
-        if !self.by_alias {
-            return Ok(());
-        }
         let key = Key {
             id: Some(self.key_id),
             alias: Some(alias),

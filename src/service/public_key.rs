@@ -1,5 +1,6 @@
 //! GetPublicKey.
 
+use crate::domain::cost::READ;
 use crate::domain::key::{Family, KeyId};
 use crate::error::{Error, Kind};
 use crate::service::encrypt::pair;
@@ -19,7 +20,7 @@ impl Kms {
         if held.record().spec.family() == Family::Symmetric {
             return Err(Kind::SymmetricKey.into());
         }
-        call.charge(held.opening(held.newest_version()?))?;
+        call.charge(READ + held.opening(held.newest_version()?))?;
         let (_, key) = held.newest(&self.providers, call.pool()).await?;
         Ok(pair(key)?.public_key().to_vec())
     }

@@ -1,7 +1,7 @@
 //! RotateOnDemand.
 
 use crate::crypto::VersionName;
-use crate::domain::cost::{WRITE, Work};
+use crate::domain::cost::{READ, WRITE, Work};
 use crate::domain::key::{Family, KeyId, KeyVersion};
 use crate::error::{Error, Kind};
 use crate::service::{Call, Kms, Tries};
@@ -28,7 +28,7 @@ impl Kms {
                 version,
                 spec: key.spec,
             };
-            call.charge(WRITE + name.spec.micros(Work::Make))?;
+            call.charge(READ + WRITE + name.spec.micros(Work::Make))?;
             let sealed = self.generate(call.pool(), name).await?;
             key.versions.push(VersionRecord {
                 version,

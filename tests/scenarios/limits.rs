@@ -310,6 +310,22 @@ async fn making_and_listing_keys_is_charged_and_a_refusal_changes_nothing() {
 }
 
 #[tokio::test]
+async fn work_over_the_burst_is_done_for_who_owes_nothing() {
+    let limit = "limits.per_caller = { cores = 0.0002, burst = \"0ms\" }\n";
+    let world = World::with(limit).await;
+    for face in [world.rest(), world.grpc()] {
+        // 113 microseconds, which take half a second to be paid off; the same for what comes next.
+        face.done(&create("first")).await;
+        face.refused(Kind::Throttled, &create("second")).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        face.done(&create("second")).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        let rotate = Call::new("rotate-on-demand").with("key_id", DOCUMENTED);
+        face.done(&rotate).await;
+    }
+}
+
+#[tokio::test]
 async fn the_audit_is_told_of_whom_a_limit_refuses() {
     let limit = "limits.per_caller = { requests_per_second = 1, requests_burst = 1 }\n\
                  limits.per_key = { cores = 0.000001, burst = \"0ms\" }\n";

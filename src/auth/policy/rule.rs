@@ -18,7 +18,7 @@ use crate::domain::key::{KeyAlias, KeyId, ProjectId};
 const MAX_RULES: usize = 20_000;
 
 /// The most combinations of a caller or role, a project and a key that the rules of a file may name:
-/// the index has an entry for each, of some tens of bytes.
+/// the index has an entry for each, of some hundreds of bytes.
 const MAX_COMBINATIONS: usize = 1_000_000;
 
 /// The most characters of a caller's name.
@@ -326,9 +326,12 @@ impl Listed {
         let callers = each(text, self.callers.as_ref(), |caller| {
             let fits = caller.len() <= MAX_CALLER;
             let pattern = Pattern::parse(caller, |byte| byte.is_ascii_graphic());
-            let pattern = pattern.filter(|_| fits);
+            // DNS names are told in lower case, so another could never fit.
+            let lower =
+                !caller.starts_with("dns:") || !caller.bytes().any(|c| c.is_ascii_uppercase());
+            let pattern = pattern.filter(|_| fits && lower);
             pattern.map(Who::Caller).ok_or(
-                "a caller is not 1 to 2048 printable characters, of which the last alone may be *",
+                "a caller is not 1 to 2048 printable characters, of which the last alone may be *, and a DNS name in lower case",
             )
         })?;
         let mut who = callers.unwrap_or_default();
@@ -464,6 +467,8 @@ mod tests {
                     algorithms = [\"SM2_ENCRYPT\"]\n";
         assert_eq!(parse(good).unwrap().len(), 1);
         assert_eq!(parse("").unwrap(), []);
+        let caller = parse(&good.replace("\"c\"", "\"dns:Backup.svc\"")).unwrap_err();
+        assert!(caller.to_string().contains("in lower case"), "{caller}");
         let id = "00000000-0000-4000-8000-000000000001";
         for (from, to, reason) in [
             ("[[rule]]", "[[rules]]", "line 1: a key is unknown"),
