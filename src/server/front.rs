@@ -256,7 +256,13 @@ impl Front {
             return Err(Kind::HeadersTooLong.into());
         }
         let body = self.look_at(&parts, body).await?;
-        self.admit(peer, &mut parts, &body, id, context).await?;
+        let admitted = self.admit(peer, &mut parts, &body, id, context).await;
+        if let Err(error) = admitted {
+            if let Ahead::Unread(body) = body {
+                tokio::spawn(discard(body));
+            }
+            return Err(error);
+        }
         let open = self.is_open(parts.uri.path());
         // After the credentials: nobody unknown can take the places of callers, and what needs no
         // credential takes none.
@@ -426,6 +432,15 @@ impl Front {
         };
         found.unwrap_or(OTHER)
     }
+}
+
+/// Reads a body that nobody wants, for a while. Were it dropped, the client could be cut off while it
+/// sends, and some clients then do not read why.
+async fn discard(body: Incoming) {
+    let mut body = Limited::new(body, MAX_MESSAGE);
+    let read = async { while let Some(Ok(_)) = body.frame().await {} };
+    // Whoever sends longer is cut off.
+    let _ = tokio::time::timeout(UNVERIFIED_TIME, read).await;
 }
 
 /// The body of an answer.

@@ -75,13 +75,13 @@ for version in --tlsv1.2\ --tls-max\ 1.2 --tlsv1.3; do
   equal "status, $body" 200 "$status"
 done
 ok "curl is let in by its certificate, with TLS 1.2 and 1.3"
-post "$kms" list-keys '{}' --cacert ca.crt --cert billing.crt --key billing.key
+post "$kms" list-keys '{}' --http1.1 --cacert ca.crt --cert billing.crt --key billing.key
 equal answer '403 KMS.0306' "$status $(jq -r .error.error_code <<<"$body")"
 for who in stranger ''; do
-  post "$kms" encrypt-data "$request" --cacert ca.crt ${who:+--cert $who.crt --key $who.key}
+  post "$kms" encrypt-data "$request" --http1.1 --cacert ca.crt ${who:+--cert $who.crt --key $who.key}
   equal answer '401 APIGW.0301' "$status $(jq -r .error.error_code <<<"$body")"
 done
-post "$kms" encrypt-data "$request" --cacert ca.crt --cert billing.crt --key billing.key -H 'x-auth-token: no-such'
+post "$kms" encrypt-data "$request" --http1.1 --cacert ca.crt --cert billing.crt --key billing.key -H 'x-auth-token: no-such'
 equal answer '403 KMS.0302' "$status $(jq -r .error.error_code <<<"$body")"
 ok "and is refused what its rule does not give, without a rule, and with a bad token"
 post "$kms" encrypt-data "$request" 2>/dev/null || true
@@ -182,7 +182,7 @@ for _ in $(seq 100); do
   sleep 0.1
 done
 equal "status, $body, $(tail -n 5 envoy.log)" 200 "$status"
-post "$through" encrypt-data "$request" --cacert ca.crt --cert stranger.crt --key stranger.key \
+post "$through" encrypt-data "$request" --http1.1 --cacert ca.crt --cert stranger.crt --key stranger.key \
   --header "x-forwarded-client-cert: URI=$spiffe"
 equal answer '401 APIGW.0301' "$status $(jq -r .error.error_code <<<"$body")"
 answer=$(grpcurl -cacert ca.crt -cert billing.crt -key billing.key -d "$request" \
