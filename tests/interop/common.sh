@@ -101,6 +101,43 @@ start_dev() {
   await "http://$(sed -n 's/^KMSGATE_ADMIN=//p' "$1/dev.env")/readyz" "$server"
 }
 
+# Makes what a server needs beside its configuration, in the current directory: a root key, and the
+# token of an operator who may do everything in PROJECT, in operator.token: `make_files PROJECT`.
+make_files() {
+  "$kmsgate" root-key new root.key >made
+  printf 'secret-of-the-operator' >operator.token
+  cat >tokens.toml <<TOML
+[[token]]
+name = "operator"
+sha256 = "$("$kmsgate" token hash <operator.token)"
+project = "$1"
+actions = ["kms:*"]
+TOML
+}
+
+# Starts `kmsgate serve` on those files, with LINES at the end of its configuration, and waits until it
+# is ready. It writes to NAME.audit and NAME.log: `serve NAME LINES`. Sets `server`, its process, and
+# `grpc_port`, `rest_port` and `admin_port`.
+serve() {
+  grpc_port=$(free_port) rest_port=$(free_port) admin_port=$(free_port)
+  cat >"$1.toml" <<TOML
+grpc = "127.0.0.1:$grpc_port"
+rest = "127.0.0.1:$rest_port"
+admin = "127.0.0.1:$admin_port"
+reflection = true
+root_key_file = "root.key"
+store = { kind = "sqlite", path = "keys.db" }
+shutdown = { lag = "0ms" }
+[auth]
+token_file = "tokens.toml"
+$2
+TOML
+  "$kmsgate" serve --config "$1.toml" >"$1.audit" 2>"$1.log" </dev/null &
+  server=$!
+  started+=("$server")
+  await "http://127.0.0.1:$admin_port/readyz" "$server" || fail "$(<"$1.log")"
+}
+
 # Stops a process with SIGTERM and answers with its exit code; after 40 s it is killed: `stop PID`.
 stop() {
   local tries

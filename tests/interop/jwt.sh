@@ -36,45 +36,22 @@ claims() {
   } | if $name == "" then . else .[$name] = $value end'
 }
 
-"$kmsgate" root-key new root.key >made
-printf 'secret-of-the-operator' >operator.token
-cat >tokens.toml <<TOML
-[[token]]
-name = "operator"
-sha256 = "$("$kmsgate" token hash <operator.token)"
-project = "$project"
-actions = ["kms:*"]
-TOML
-grpc=$(free_port) rest_port=$(free_port) admin=$(free_port)
-cat >kmsgate.toml <<TOML
-grpc = "127.0.0.1:$grpc"
-rest = "127.0.0.1:$rest_port"
-admin = "127.0.0.1:$admin"
-reflection = true
-root_key_file = "root.key"
-store = { kind = "sqlite", path = "keys.db" }
-shutdown = { lag = "0ms" }
-[auth]
-token_file = "tokens.toml"
+make_files "$project"
+serve jwt "
 [[auth.jwt]]
-issuer = "https://issuer.example"
-jwks_file = "jwks.json"
-audiences = ["kms"]
+issuer = \"https://issuer.example\"
+jwks_file = \"jwks.json\"
+audiences = [\"kms\"]
 [[auth.jwt.rules]]
-claims = { sub = "system:serviceaccount:shop:billing" }
-project = "$project"
-actions = ["kms:cmk:encryptData", "kms:cmk:decryptData"]
-TOML
-"$kmsgate" serve --config kmsgate.toml >audit.jsonl 2>kmsgate.log </dev/null &
-server=$!
-started+=("$server")
-await "http://127.0.0.1:$admin/readyz" "$server" || fail "$(<kmsgate.log)"
-key=$("$kmsgate" key create orders --server "http://127.0.0.1:$grpc" --token-file operator.token)
+claims = { sub = \"system:serviceaccount:shop:billing\" }
+project = \"$project\"
+actions = [\"kms:cmk:encryptData\", \"kms:cmk:decryptData\"]"
+key=$("$kmsgate" key create orders --server "http://127.0.0.1:$grpc_port" --token-file operator.token)
 request="{\"key_id\":\"$key\",\"plain_text\":\"hello world\"}"
 kms=http://127.0.0.1:$rest_port/v1.0/$project/kms
 
 good=$(token "$(claims)")
-answer=$(grpcurl -plaintext -H "authorization: Bearer $good" -d "$request" "127.0.0.1:$grpc" kmsgate.v1.CryptoService/EncryptData)
+answer=$(grpcurl -plaintext -H "authorization: Bearer $good" -d "$request" "127.0.0.1:$grpc_port" kmsgate.v1.CryptoService/EncryptData)
 equal key_id "$key" "$(jq -r .key_id <<<"$answer")"
 post "$kms" encrypt-data "$request" --header "x-auth-token: $good"
 equal "status, $body" 200 "$status"
@@ -83,7 +60,7 @@ ok "a token that OpenSSL signed is let in, by grpcurl and by curl"
 # `refused WHAT CODE TOKEN`
 refused() {
   local code=0
-  answer=$(grpcurl -plaintext -H "authorization: Bearer $3" -d "$request" "127.0.0.1:$grpc" kmsgate.v1.CryptoService/EncryptData 2>&1) || code=$?
+  answer=$(grpcurl -plaintext -H "authorization: Bearer $3" -d "$request" "127.0.0.1:$grpc_port" kmsgate.v1.CryptoService/EncryptData 2>&1) || code=$?
   equal "$1, $answer" $((64 + 16)) "$code"
   contains "$1" "$2" "$answer"
   post "$kms" encrypt-data "$request" --header "x-auth-token: $3"

@@ -86,41 +86,18 @@ grant "$alice" "$role" "$shop"
 grant "$alice" "$role" "$other"
 grant "$gate" "$admin_role" "$service"
 
-"$kmsgate" root-key new root.key >made
+make_files "$shop"
 printf 'user = "kmsgate"\npassword = "gate-secret"\nproject = "service"\n' >iam.toml
-printf 'secret-of-the-operator' >operator.token
-cat >tokens.toml <<TOML
-[[token]]
-name = "operator"
-sha256 = "$("$kmsgate" token hash <operator.token)"
-project = "$shop"
-actions = ["kms:*"]
-TOML
-grpc=$(free_port) rest_port=$(free_port) admin_port=$(free_port)
-cat >kmsgate.toml <<TOML
-grpc = "127.0.0.1:$grpc"
-rest = "127.0.0.1:$rest_port"
-admin = "127.0.0.1:$admin_port"
-reflection = true
-root_key_file = "root.key"
-store = { kind = "sqlite", path = "keys.db" }
-shutdown = { lag = "0ms" }
-[auth]
-token_file = "tokens.toml"
+serve server "
 [auth.iam]
-endpoint = "$identity"
-credential_file = "iam.toml"
-cache_time = "10s"
+endpoint = \"$identity\"
+credential_file = \"iam.toml\"
+cache_time = \"10s\"
 [[auth.iam.rules]]
-role = "kms_user"
-actions = ["kms:cmk:encryptData", "kms:cmk:decryptData"]
-TOML
-"$kmsgate" serve --config kmsgate.toml >audit.jsonl 2>kmsgate.log </dev/null &
-server=$!
-started+=("$server")
-await "http://127.0.0.1:$admin_port/readyz" "$server" || fail "$(<kmsgate.log)"
+role = \"kms_user\"
+actions = [\"kms:cmk:encryptData\", \"kms:cmk:decryptData\"]"
 kms=http://127.0.0.1:$rest_port/v1.0
-key=$("$kmsgate" key create orders --server "http://127.0.0.1:$grpc" --token-file operator.token)
+key=$("$kmsgate" key create orders --server "http://127.0.0.1:$grpc_port" --token-file operator.token)
 request="{\"key_id\":\"$key\",\"plain_text\":\"hello world\"}"
 ok "a token in the file goes on as before"
 
@@ -132,12 +109,12 @@ expect() {
 token=$(login alice alice-secret shop)
 issued=$SECONDS
 expect 'a valid token' 200 "$token"
-answer=$(grpcurl -plaintext -H "authorization: Bearer $token" -d "$request" "127.0.0.1:$grpc" kmsgate.v1.CryptoService/EncryptData)
+answer=$(grpcurl -plaintext -H "authorization: Bearer $token" -d "$request" "127.0.0.1:$grpc_port" kmsgate.v1.CryptoService/EncryptData)
 equal key_id "$key" "$(jq -r .key_id <<<"$answer")"
 post "$kms/$shop/kms" list-keys '{}' --header "x-auth-token: $token"
 equal 'what no rule gives' '403 KMS.0306' "$status $(jq -r .error.error_code <<<"$body")"
 post "$kms/$shop/kms" describe-key "{\"key_id\":\"$key\"}" --header "x-auth-token: $token"
-contains audit "\"caller\":\"iam:$alice\"" "$(<audit.jsonl)"
+contains audit "\"caller\":\"iam:$alice\"" "$(<server.audit)"
 ok "a token of Keystone is its user, with what its role may, on both faces"
 
 expect 'a token of another project' '403 KMS.0321' "$(login alice alice-secret other)"

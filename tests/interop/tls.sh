@@ -21,41 +21,12 @@ issue server serverAuth DNS:localhost,IP:127.0.0.1
 issue billing clientAuth "URI:$spiffe"
 issue stranger clientAuth URI:spiffe://cluster.local/ns/other/sa/stranger
 
-"$kmsgate" root-key new root.key >"$scratch/made"
-printf 'secret-of-the-operator' >operator.token
-cat >tokens.toml <<TOML
-[[token]]
-name = "operator"
-sha256 = "$("$kmsgate" token hash <operator.token)"
-project = "$project"
-actions = ["kms:*"]
-TOML
+make_files "$project"
 rules="
 [[auth.mtls]]
 identity = \"$spiffe\"
 project = \"$project\"
 actions = [\"kms:cmk:encryptData\", \"kms:cmk:decryptData\"]"
-
-# Starts a server with these lines in its configuration: `serve NAME LINES`. Sets `grpc` and `rest`.
-serve() {
-  grpc=$(free_port) rest=$(free_port) admin=$(free_port)
-  cat >"$1.toml" <<TOML
-grpc = "127.0.0.1:$grpc"
-rest = "127.0.0.1:$rest"
-admin = "127.0.0.1:$admin"
-reflection = true
-root_key_file = "root.key"
-store = { kind = "sqlite", path = "keys.db" }
-shutdown = { lag = "0ms" }
-[auth]
-token_file = "tokens.toml"
-$2
-TOML
-  "$kmsgate" serve --config "$1.toml" >"$1.audit" 2>"$1.log" </dev/null &
-  server=$!
-  started+=("$server")
-  await "http://127.0.0.1:$admin/readyz" "$server" || fail "$(<"$1.log")"
-}
 
 serve tls "
 [tls]
@@ -63,12 +34,12 @@ certificate_file = \"server.crt\"
 private_key_file = \"server.key\"
 client_ca_file = \"ca.crt\"
 $rules"
-server_tls=(--server "https://localhost:$grpc" --ca-file ca.crt)
+server_tls=(--server "https://localhost:$grpc_port" --ca-file ca.crt)
 key=$("$kmsgate" key create orders "${server_tls[@]}" --token-file operator.token)
 ok "a command asks over TLS"
 
 request="{\"key_id\":\"$key\",\"plain_text\":\"hello world\"}"
-kms=https://localhost:$rest/v1.0/$project/kms
+kms=https://localhost:$rest_port/v1.0/$project/kms
 for version in --tlsv1.2\ --tls-max\ 1.2 --tlsv1.3; do
   # shellcheck disable=SC2086
   post "$kms" encrypt-data "$request" --cacert ca.crt --cert billing.crt --key billing.key $version
@@ -88,22 +59,22 @@ post "$kms" encrypt-data "$request" 2>/dev/null || true
 equal status 000 "$status"
 ok "curl does not take a server whose CA it does not know"
 
-answer=$(grpcurl -cacert ca.crt -cert billing.crt -key billing.key -d "$request" "localhost:$grpc" \
+answer=$(grpcurl -cacert ca.crt -cert billing.crt -key billing.key -d "$request" "localhost:$grpc_port" \
   kmsgate.v1.CryptoService/EncryptData)
 equal key_id "$key" "$(jq -r .key_id <<<"$answer")"
 code=0
-answer=$(grpcurl -cacert ca.crt -cert stranger.crt -key stranger.key -d "$request" "localhost:$grpc" \
+answer=$(grpcurl -cacert ca.crt -cert stranger.crt -key stranger.key -d "$request" "localhost:$grpc_port" \
   kmsgate.v1.CryptoService/EncryptData 2>&1) || code=$?
 equal "exit code, $answer" $((64 + 16)) "$code"
 ok "grpcurl too"
-protocols=$(openssl s_client -connect "localhost:$grpc" -CAfile ca.crt -alpn h2 -groups X25519MLKEM768:X25519 </dev/null 2>&1 || true)
+protocols=$(openssl s_client -connect "localhost:$grpc_port" -CAfile ca.crt -alpn h2 -groups X25519MLKEM768:X25519 </dev/null 2>&1 || true)
 if [[ $protocols == *'Call to SSL_CONF_cmd'* ]]; then # An OpenSSL that does not know the group.
-  protocols=$(openssl s_client -connect "localhost:$grpc" -CAfile ca.crt -alpn h2 </dev/null 2>&1 || true)
+  protocols=$(openssl s_client -connect "localhost:$grpc_port" -CAfile ca.crt -alpn h2 </dev/null 2>&1 || true)
 fi
 contains s_client 'ALPN protocol: h2' "$protocols"
 contains s_client 'Verify return code: 0 (ok)' "$protocols"
 for old in -tls1 -tls1_1; do
-  seen=$(openssl s_client -connect "localhost:$grpc" -CAfile ca.crt "$old" -cipher ALL:@SECLEVEL=0 </dev/null 2>&1 || true)
+  seen=$(openssl s_client -connect "localhost:$grpc_port" -CAfile ca.crt "$old" -cipher ALL:@SECLEVEL=0 </dev/null 2>&1 || true)
   contains "$old" 'Cipher is (NONE)' "$seen"
 done
 ok "OpenSSL agrees on h2, and gets no older version than 1.2"
@@ -113,7 +84,7 @@ serve sidecar "
 [auth.forwarded]
 peers = [\"loopback\"]
 $rules"
-kms=http://127.0.0.1:$rest/v1.0/$project/kms
+kms=http://127.0.0.1:$rest_port/v1.0/$project/kms
 envoy=$(free_port)
 cat >envoy.yaml <<YAML
 static_resources:
@@ -162,13 +133,13 @@ static_resources:
       cluster_name: grpc
       endpoints:
       - lb_endpoints:
-        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: $grpc}}}
+        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: $grpc_port}}}
   - name: rest
     load_assignment:
       cluster_name: rest
       endpoints:
       - lb_endpoints:
-        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: $rest}}}
+        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: $rest_port}}}
 YAML
 sed -i 's/ &loopback//' envoy.yaml
 "$root/target/interop-venv/bin/envoy" -c envoy.yaml --disable-hot-restart --concurrency 1 --log-level warn >envoy.log 2>&1 </dev/null &
