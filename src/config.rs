@@ -16,7 +16,7 @@ use std::time::Duration;
 use http::Uri;
 use serde::{Deserialize, Deserializer};
 
-use crate::domain::caller::Actions;
+use crate::domain::caller::{Actions, MAX_ROLES, is_name};
 use crate::domain::identity::IdentityPattern;
 use crate::domain::jwt::Algorithm;
 use crate::domain::key::{KeySpec, ProjectId};
@@ -457,13 +457,16 @@ impl Config {
         }
     }
 
+    /// Whether clients are asked for certificates.
+    pub fn asks_for_certificates(&self) -> bool {
+        let tls = self.tls.as_ref();
+        tls.is_some_and(|tls| tls.client_ca_file.is_some())
+    }
+
     /// Refuses kinds of credentials that nobody could use, or that contradict themselves.
     fn check_credentials(&self) -> Result<(), ConfigError> {
         let auth = &self.auth;
-        let certificates = self
-            .tls
-            .as_ref()
-            .is_some_and(|tls| tls.client_ca_file.is_some());
+        let certificates = self.asks_for_certificates();
         let told = auth.forwarded.is_some();
         if auth.mtls.is_empty() {
             if told {
@@ -800,20 +803,13 @@ where
 /// Reads names of roles.
 fn roles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[Arc<str>]>, D::Error> {
     let names = Vec::<String>::deserialize(deserializer)?;
-    let fits = |name: &String| {
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        (1..=64).contains(&name.len()) && name.bytes().all(fits)
-    };
-    if !(1..=MAX_ROLES).contains(&names.len()) || !names.iter().all(fits) {
+    if !(1..=MAX_ROLES).contains(&names.len()) || !names.iter().all(|name| is_name(name)) {
         return Err(serde::de::Error::custom(
             "expected 1 to 16 roles of letters, digits, dots, underscores and hyphens",
         ));
     }
     Ok(names.into_iter().map(Arc::from).collect())
 }
-
-/// The most roles that one rule may give, as in a file of credentials.
-const MAX_ROLES: usize = 16;
 
 /// Reads actions by their documented names, and patterns of them.
 fn actions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Actions, D::Error> {

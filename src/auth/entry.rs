@@ -12,7 +12,7 @@ use toml::value::{Datetime, Offset};
 
 use crate::auth::date::Utc;
 use crate::auth::file::Malformed;
-use crate::domain::caller::{Actions, Caller};
+use crate::domain::caller::{Actions, Caller, MAX_ROLES, is_name};
 use crate::domain::time::Timestamp;
 
 /// The entries of a credentials file, as their TOML says.
@@ -60,9 +60,6 @@ pub(super) struct Terms<'a> {
     pub(super) roles: Option<&'a Spanned<Vec<Spanned<String>>>>,
     pub(super) actions: Option<&'a Spanned<Vec<Spanned<String>>>>,
 }
-
-/// The most roles that one credential may have: each is looked up for every decision.
-const MAX_ROLES: usize = 16;
 
 impl Grant {
     /// Checks the terms, which stand in `text`.
@@ -133,9 +130,7 @@ pub(super) fn actions(text: &str, patterns: &[Spanned<String>]) -> Result<Action
 
 /// A name, which logs and the audit print: 1 to 64 letters, digits, dots, underscores and hyphens.
 pub(super) fn name<'a>(text: &str, name: &'a Spanned<String>) -> Result<&'a str, Malformed> {
-    let bytes = name.get_ref().as_bytes();
-    let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
-    if !(1..=64).contains(&bytes.len()) || !bytes.iter().all(fits) {
+    if !is_name(name.get_ref()) {
         let reason = "name is not 1 to 64 letters, digits, dots, underscores and hyphens";
         return Err(refuse(text, name, reason));
     }

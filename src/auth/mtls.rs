@@ -9,6 +9,7 @@
 //! Behind a sidecar the certificate ends at the proxy, which says what it was in
 //! `x-forwarded-client-cert`. That header is believed from [configured](Forwarded) peers alone.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -134,7 +135,7 @@ impl Rules {
     }
 
     /// The caller that the first rule for one of `identities` makes of it.
-    fn caller(&self, identities: &[Identity]) -> Option<Arc<Caller>> {
+    pub fn caller(&self, identities: &[Identity]) -> Option<Arc<Caller>> {
         self.0.iter().find_map(|rule| {
             let identity = identities.iter().find(|it| rule.identity.matches(it))?;
             Some(Arc::new(Caller {
@@ -188,24 +189,6 @@ impl Authenticator for ClientCertificates {
     }
 }
 
-/// Peers that are believed what they say of the certificates of their clients.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Believed {
-    /// Whoever connects from this machine over TCP.
-    pub loopback: bool,
-    /// Whoever connects to a Unix socket.
-    pub unix: bool,
-}
-
-impl Believed {
-    fn has(self, peer: &Peer) -> bool {
-        match peer.address {
-            Some(address) => self.loopback && address.ip().to_canonical().is_loopback(),
-            None => self.unix,
-        }
-    }
-}
-
 /// Lets in whom a proxy has let in, as it says in `x-forwarded-client-cert`.
 ///
 /// Of the elements that proxies have added to the header, only the last counts: the one that the
@@ -213,13 +196,22 @@ impl Believed {
 #[derive(Debug)]
 pub struct Forwarded {
     rules: Arc<Rules>,
-    believed: Believed,
+    /// Whether those are believed who connect from this machine over TCP.
+    believes_loopback: bool,
 }
 
 impl Forwarded {
-    /// Asks `rules` about what `believed` peers say.
-    pub const fn new(rules: Arc<Rules>, believed: Believed) -> Self {
-        Self { rules, believed }
+    /// Asks `rules` about what peers on loopback say, if they are believed, or else nobody.
+    pub const fn new(rules: Arc<Rules>, believes_loopback: bool) -> Self {
+        Self {
+            rules,
+            believes_loopback,
+        }
+    }
+
+    fn believes(&self, peer: &Peer) -> bool {
+        let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+        self.believes_loopback && peer.address.is_some_and(is_loopback)
     }
 }
 
@@ -230,7 +222,7 @@ impl Authenticator for Forwarded {
         let Some(line) = lines.next() else {
             return Ok(None);
         };
-        if !self.believed.has(request.peer) {
+        if !self.believes(request.peer) {
             let address = request.peer.address.map(tracing::field::display);
             tracing::warn!(
                 address,

@@ -16,7 +16,7 @@ use crate::domain::algorithm::EncryptionAlgorithm;
 use crate::domain::caller::{Action, Actions, Caller};
 use crate::domain::identity::Identity;
 use crate::domain::key::{KeyAlias, KeyId, ProjectId};
-use crate::server::SystemClock;
+use crate::server::{SystemClock, identity_rules};
 
 /// Who wants to do what, and by which configuration that is decided.
 #[derive(Debug, Args)]
@@ -107,20 +107,9 @@ impl Explain {
             Some(name) => Identity::dns(name),
             None => Identity::spiffe(&self.caller),
         };
-        let rule = identity.and_then(|identity| {
-            let mut rules = auth.mtls.iter();
-            let rule = rules.find(|rule| rule.identity.matches(&identity))?;
-            Some((identity, rule))
-        });
-        held.extend(rule.map(|(identity, rule)| {
-            let caller = Caller {
-                name: Arc::clone(identity.text()),
-                project: rule.project.clone(),
-                roles: Arc::clone(&rule.roles),
-                actions: rule.actions,
-            };
-            ("certificate", Arc::new(caller))
-        }));
+        let rules = identity_rules(&auth.mtls);
+        let certified = identity.and_then(|identity| rules.caller(&[identity]));
+        held.extend(certified.map(|caller| ("certificate", caller)));
         let project = self.project.as_ref();
         held.retain(|(_, caller)| project.is_none_or(|project| caller.project == *project));
         let more = || self.roles.iter().map(|role| Arc::from(role.as_str()));

@@ -18,6 +18,17 @@ pub struct Caller {
     pub actions: Actions,
 }
 
+/// The most roles that a credential, or a rule that makes callers, may give: each is looked up for
+/// every decision.
+pub const MAX_ROLES: usize = 16;
+
+/// Whether a text is a name of a credential or a role, which logs and the audit print: 1 to 64
+/// letters, digits, dots, underscores and hyphens.
+pub fn is_name(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=64).contains(&text.len()) && text.bytes().all(fits)
+}
+
 /// Generates [`Action`] from its table.
 macro_rules! actions {
     ($( $(#[doc = $doc:literal])+ $action:ident = $name:literal; )+) => {

@@ -39,7 +39,7 @@ use crate::auth::file::{FileError, Refresh, Secrecy, Watched};
 use crate::auth::https::{Endpoint, EndpointError};
 use crate::auth::iam::{self, Iam, Keystone};
 use crate::auth::jwt::{self, Jwt, KeySet};
-use crate::auth::mtls::{Believed, ClientCertificates, Forwarded, Rule, Rules};
+use crate::auth::mtls::{ClientCertificates, Forwarded, Rule, Rules};
 use crate::auth::policy::Policy;
 use crate::auth::token::Tokens;
 use crate::auth::{Authenticator, Chain};
@@ -655,27 +655,14 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
         files.push(keys);
     }
     // After the headers' credentials: what a caller says is more than what its connection says.
-    let rules = config.auth.mtls.iter().map(|rule| Rule {
-        identity: rule.identity.clone(),
-        project: rule.project.clone(),
-        roles: Arc::clone(&rule.roles),
-        actions: rule.actions,
-    });
-    let rules = Arc::new(Rules::new(rules.collect()));
-    if config
-        .tls
-        .as_ref()
-        .is_some_and(|tls| tls.client_ca_file.is_some())
-    {
+    let rules = Arc::new(identity_rules(&config.auth.mtls));
+    if config.asks_for_certificates() {
         let clock = Arc::clone(clock);
         authenticators.push(Arc::new(ClientCertificates::new(Arc::clone(&rules), clock)));
     }
     if let Some(forwarded) = &config.auth.forwarded {
-        let believed = Believed {
-            loopback: forwarded.peers.contains(&config::ForwardedPeer::Loopback),
-            unix: false,
-        };
-        authenticators.push(Arc::new(Forwarded::new(rules, believed)));
+        let loopback = forwarded.peers.contains(&config::ForwardedPeer::Loopback);
+        authenticators.push(Arc::new(Forwarded::new(rules, loopback)));
     }
     let chain = Chain::new(authenticators);
     Ok(Credentials {
@@ -684,6 +671,17 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
         fetched,
         keystone,
     })
+}
+
+/// The configured rules that say whom an identity stands for.
+pub fn identity_rules(configured: &[config::IdentityRule]) -> Rules {
+    let rules = configured.iter().map(|rule| Rule {
+        identity: rule.identity.clone(),
+        project: rule.project.clone(),
+        roles: Arc::clone(&rule.roles),
+        actions: rule.actions,
+    });
+    Rules::new(rules.collect())
 }
 
 fn keystone(configured: &config::Iam, clock: &Arc<dyn Clock>) -> Result<Arc<Keystone>, StartError> {

@@ -17,6 +17,7 @@ mod keystone;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ use crate::auth::token;
 use crate::auth::{AuthError, Authenticator, Evidence, Peer};
 use crate::domain::caller::{Actions, Caller};
 use crate::domain::key::ProjectId;
+use crate::domain::rate::Rate;
 use crate::domain::time::{Clock, Timestamp};
 
 pub use crate::auth::iam::keystone::Keystone;
@@ -50,10 +52,11 @@ const ASKING: usize = 32;
 /// The most questions at a time, with those that wait to be asked.
 const QUESTIONS: usize = 256;
 
-/// How many tokens that are not good a peer may send at once, and how long it takes until it may send one more, in
-/// milliseconds.
-const BAD_TOKENS: i64 = 50;
-const BAD_TOKEN_EVERY: i64 = 100;
+/// How many tokens that are not good a peer may send at once, how many more a second, and what it owes
+/// at most, in nanoseconds.
+const BAD_TOKENS: NonZeroU32 = NonZeroU32::new(50).unwrap();
+const BAD_TOKENS_A_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
+const MOST_OWED: u64 = 5_000_000_000;
 
 /// The most roles of a token.
 const MAX_ROLES: usize = 64;
@@ -97,8 +100,9 @@ struct Shared {
     /// Places for questions, and for those among them that the service is being asked.
     places: Arc<Semaphore>,
     asking: Semaphore,
-    /// For each peer, the time at which all its tokens are paid for.
-    peers: Mutex<unsync::Cache<IpAddr, Timestamp>>,
+    /// For each peer, from when on it owes nothing, in nanoseconds since 1970.
+    peers: Mutex<unsync::Cache<IpAddr, u64>>,
+    rate: Rate,
     clock: Arc<dyn Clock>,
 }
 
@@ -141,6 +145,7 @@ impl Iam {
             places: Arc::new(Semaphore::new(QUESTIONS)),
             asking: Semaphore::new(ASKING),
             peers: Mutex::new(unsync::Cache::new(PEERS)),
+            rate: Rate::requests(BAD_TOKENS_A_SECOND, BAD_TOKENS),
             clock,
         }))
     }
@@ -308,31 +313,34 @@ impl Shared {
 
     /// Charges a peer for a question, if it may ask one.
     fn charge(&self, network: Option<IpAddr>) -> bool {
-        self.owe(network, BAD_TOKEN_EVERY)
+        self.change(network, |clear, now| self.rate.admit(clear, now, 1).ok())
     }
 
     /// Takes a charge back: the token was good, or nothing was asked.
     fn refund(&self, network: Option<IpAddr>) {
-        self.owe(network, -BAD_TOKEN_EVERY);
+        self.change(network, |clear, _| Some(self.rate.give_back(clear, 1)));
     }
 
-    /// Changes how long it takes until all tokens of a peer are paid for, in milliseconds, unless that
-    /// became more than it may be.
-    fn owe(&self, network: Option<IpAddr>, more: i64) -> bool {
-        const MOST: i64 = BAD_TOKENS * BAD_TOKEN_EVERY;
+    /// Changes from when on a peer owes nothing, unless `change` refuses.
+    fn change(
+        &self,
+        network: Option<IpAddr>,
+        change: impl FnOnce(u64, u64) -> Option<u64>,
+    ) -> bool {
         let Some(address) = network else {
             return true;
         };
-        let now = self.clock.now();
+        let millis = u64::try_from(self.clock.now().0).unwrap_or(0);
+        let now = millis.saturating_mul(1_000_000);
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let paid = peers.get(&address).copied().unwrap_or(now);
-        // A clock that was set back owes nobody more than a peer may owe.
-        let debt = paid.millis_since(now).clamp(0, MOST) + more;
-        if debt > MOST {
-            return false;
+        // A clock that was set back makes nobody owe more than a peer may owe.
+        let most = now.saturating_add(MOST_OWED);
+        let clear = peers.get(&address).map_or(now, |clear| *clear.min(&most));
+        let changed = change(clear, now);
+        if let Some(clear) = changed {
+            peers.insert(address, clear);
         }
-        peers.insert(address, now.plus_millis(debt));
-        true
+        changed.is_some()
     }
 
     fn questions(&self) -> MutexGuard<'_, HashMap<Hash, watch::Receiver<Option<Told>>>> {
