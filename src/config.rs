@@ -135,7 +135,83 @@ pub enum Store {
         /// The database file; its directory must exist.
         path: PathBuf,
     },
+    /// A cluster, and any number of servers.
+    Etcd(Etcd),
 }
+
+/// Where and how keys are kept in an etcd cluster.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Etcd {
+    /// The addresses of its members: https, or http on this machine.
+    #[serde(deserialize_with = "urls")]
+    pub endpoints: Vec<Uri>,
+    /// What the names of all records begin with there.
+    #[serde(default = "default_prefix")]
+    pub prefix: String,
+    /// The CAs of the members in PEM; needed for https.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// The certificate that the members are shown, in PEM.
+    #[serde(default)]
+    pub certificate_file: Option<PathBuf>,
+    /// Its private key in PEM; not readable by others.
+    #[serde(default)]
+    pub private_key_file: Option<PathBuf>,
+    /// The user, where the cluster has users.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// The user's password on one line; not readable by others.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+    /// How long a change by another server may be unknown here. Without a proof that none is, data
+    /// calls are refused.
+    #[serde(default = "default_max_staleness", deserialize_with = "duration")]
+    pub max_staleness: Duration,
+}
+
+fn default_prefix() -> String {
+    "kmsgate/".to_owned()
+}
+
+const fn default_max_staleness() -> Duration {
+    Duration::from_secs(3)
+}
+
+impl Etcd {
+    /// What is wrong with the settings, if anything.
+    fn mistake(&self) -> Option<&'static str> {
+        let is_https = |uri: &Uri| uri.scheme_str() == Some("https");
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+        if self.endpoints.is_empty() {
+            Some("name at least one endpoint")
+        } else if self.ca_file.is_none() && self.endpoints.iter().any(is_https) {
+            Some("https needs a ca_file")
+        } else if self.ca_file.is_some() && !self.endpoints.iter().all(is_https) {
+            Some("with a ca_file every endpoint is https")
+        } else if self.certificate_file.is_some() != self.private_key_file.is_some() {
+            Some("certificate_file and private_key_file belong together")
+        } else if self.certificate_file.is_some() && self.ca_file.is_none() {
+            Some("certificate_file needs a ca_file")
+        } else if self.user.is_some() != self.password_file.is_some() {
+            Some("user and password_file belong together")
+        } else if self.prefix.len() > 128 || !self.prefix.bytes().all(fits) {
+            Some("prefix is at most 128 of 0-9 A-Z a-z / . _ -")
+        } else if !self.prefix.ends_with('/') {
+            Some("prefix ends with /")
+        } else if !(MIN_STALENESS..=MAX_STALENESS).contains(&self.max_staleness) {
+            Some("max_staleness is 1s to 1m")
+        } else {
+            None
+        }
+    }
+}
+
+/// The least time that changes by others may be unknown: twice the time between two proofs.
+const MIN_STALENESS: Duration = Duration::from_secs(1);
+
+/// The most.
+const MAX_STALENESS: Duration = Duration::from_secs(60);
 
 /// Who makes keys and works with them.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -444,6 +520,10 @@ impl Config {
         config.check_credentials()?;
         config.crypto.check()?;
         config.limits.check()?;
+        if let Store::Etcd(etcd) = &config.store {
+            etcd.mistake()
+                .map_or(Ok(()), |wrong| Err(ConfigError::Etcd(wrong)))?;
+        }
         let in_token = config.pkcs11.as_ref().and_then(|it| it.root_key.as_ref());
         if config.root_key_file.is_some() == in_token.is_some() {
             return Err(ConfigError::RootKey);
@@ -723,6 +803,9 @@ pub enum ConfigError {
     /// The provider has no token.
     #[error("crypto.providers: pkcs11 needs a [pkcs11] section that says where the token is")]
     NoModule,
+    /// The settings of etcd contradict themselves, or say too little.
+    #[error("store: {0}")]
+    Etcd(&'static str),
     /// The token has no use.
     #[error("pkcs11: name a root_key, or pkcs11 among crypto.providers, or leave the section out")]
     IdleModule,
@@ -886,6 +969,14 @@ fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uri, D::Error> {
             "expected an https address, or an http address of this machine, without a user",
         )),
     }
+}
+
+/// Reads addresses that may be asked.
+fn urls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Uri>, D::Error> {
+    #[derive(Deserialize)]
+    struct Url(#[serde(deserialize_with = "url")] Uri);
+    let urls = Vec::<Url>::deserialize(deserializer)?;
+    Ok(urls.into_iter().map(|Url(uri)| uri).collect())
 }
 
 /// Reads a number of cores.

@@ -91,6 +91,10 @@ fn error_knows_the_errors_of_other_modules_alone() {
 fn statuses_of_transports_are_named_at_the_edge_alone() {
     for (file, text) in sources() {
         let first = module(&file);
+        // What etcd answers is no status of ours.
+        if file.ends_with("store/etcd/client.rs") {
+            continue;
+        }
         if ["error", "grpc", "gateway", "server"].contains(&first.as_str()) {
             continue;
         }

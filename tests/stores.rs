@@ -5,16 +5,25 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::future;
+use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use kmsgate::domain::key::{KeyId, KeySpec, KeyState, KeyUsage, KeyVersion, ProjectId};
 use kmsgate::domain::secret::MacKey;
-use kmsgate::domain::time::Timestamp;
+use kmsgate::domain::time::{Stopwatch, Timestamp};
 use kmsgate::store::codec::Codec;
+use kmsgate::store::etcd::{Cluster, Etcd};
+use kmsgate::store::freshness::{Stale, Watcher};
 use kmsgate::store::memory::Memory;
 use kmsgate::store::sqlite::Sqlite;
 use kmsgate::store::{
@@ -26,9 +35,9 @@ use tokio::runtime::Handle;
 
 /// One line here puts a store through every case.
 macro_rules! battery {
-    ($store:ident, $fixture:ident) => {
+    ($store:ident, $fixture:ident $(, $ignore:meta)?) => {
         mod $store {
-            cases!($fixture;
+            cases!($fixture, [$($ignore)?];
                 what_is_put_is_got
                 a_missing_record_is_none
                 creating_what_exists_is_a_conflict
@@ -53,18 +62,29 @@ macro_rules! battery {
 }
 
 macro_rules! cases {
-    ($fixture:ident; $($case:ident)+) => {
-        $(
+    ($fixture:ident, []; $($case:ident)+) => { $( case!($fixture, $case); )+ };
+    ($fixture:ident, [$ignore:meta]; $($case:ident)+) => {
+        $( case!($fixture, $case, $ignore); )+
+    };
+}
+
+macro_rules! case {
+    ($fixture:ident, $case:ident $(, $ignore:meta)?) => {
+            $( #[$ignore] )?
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
                 super::$case(<super::$fixture as super::Fixture>::new()).await;
             }
-        )+
     };
 }
 
 battery!(memory, InMemory);
 battery!(sqlite, InFile);
+battery!(
+    etcd,
+    InEtcd,
+    ignore = "needs a server: tests/interop/etcd.sh runs it"
+);
 
 /// A fresh store, and a way to what it stores that goes around it.
 trait Fixture {
@@ -148,6 +168,198 @@ impl Fixture for InFile {
         drop(file);
         self.reopen();
     }
+}
+
+/// Under a prefix of its own in the cluster that `tests/interop/etcd.sh` starts.
+struct InEtcd {
+    prefix: String,
+    store: Etcd,
+}
+
+impl InEtcd {
+    /// Another server's store under the same prefix.
+    fn another(&self) -> Etcd {
+        etcd(&self.prefix)
+    }
+
+    fn key(&self, address: &Address) -> String {
+        format!("{}{address}", self.prefix)
+    }
+}
+
+impl Fixture for InEtcd {
+    fn new() -> Self {
+        let prefix = format!("battery-{:016x}/", random());
+        Self {
+            store: etcd(&prefix),
+            prefix,
+        }
+    }
+
+    fn store(&self) -> &dyn KeyStore {
+        &self.store
+    }
+
+    fn tamper(&mut self, records: &[Address], change: impl Fn(usize, &mut Vec<u8>)) {
+        for (at, address) in records.iter().enumerate() {
+            let key = self.key(address);
+            let found = etcdctl(&["get", "--write-out=json", &key], &[]);
+            let found: serde_json::Value = serde_json::from_slice(&found).unwrap();
+            let value = found["kvs"][0]["value"].as_str().unwrap();
+            let mut value = STANDARD.decode(value).unwrap();
+            change(at, &mut value);
+            // Nothing on standard input is no value for it.
+            let words: &[&str] = if value.is_empty() {
+                &["put", &key, ""]
+            } else {
+                &["put", &key]
+            };
+            etcdctl(words, &value);
+        }
+    }
+}
+
+/// A store as a server of its own opens it.
+fn etcd(prefix: &str) -> Etcd {
+    let endpoints = endpoints();
+    let endpoints = endpoints
+        .split(',')
+        .map(|endpoint| endpoint.parse().unwrap());
+    let cluster = Cluster::new(endpoints.collect(), None);
+    let mut writer = [0; 16];
+    writer[..8].copy_from_slice(&random().to_be_bytes());
+    let clock = Arc::new(Running(Instant::now()));
+    Etcd::new(
+        cluster,
+        prefix,
+        Duration::from_secs(3),
+        writer,
+        clock,
+        codec(7),
+    )
+}
+
+fn endpoints() -> String {
+    std::env::var("ETCD_ENDPOINTS").expect("tests/interop/etcd.sh starts etcd and says where")
+}
+
+/// What etcd's own client prints, given `input`.
+fn etcdctl(words: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("etcdctl")
+        .env("ETCDCTL_API", "3")
+        .args(["--endpoints", &endpoints()])
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "etcdctl {words:?}");
+    output.stdout
+}
+
+fn random() -> u64 {
+    RandomState::new().hash_one(Instant::now())
+}
+
+#[derive(Debug)]
+struct Running(Instant);
+
+impl Stopwatch for Running {
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Remembers what it is told.
+#[derive(Debug, Default)]
+struct Heard {
+    keys: Mutex<Vec<KeyId>>,
+    all: AtomicUsize,
+}
+
+impl Watcher for Heard {
+    fn changed(&self, _: &ProjectId, key_id: KeyId) {
+        self.keys.lock().unwrap().push(key_id);
+    }
+
+    fn all_changed(&self) {
+        self.all.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Waits until something is so.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("in ten seconds: {what}");
+}
+
+#[ignore = "needs a server: tests/interop/etcd.sh runs it"]
+#[tokio::test]
+async fn etcd_tells_a_server_of_every_change_by_another_and_proves_that_it_did() {
+    let fixture = InEtcd::new();
+    let (ours, theirs) = (Arc::new(fixture.another()), &fixture.store);
+    let before = create(theirs, &key("p", 1)).await;
+    let freshness = Arc::clone(ours.freshness().unwrap());
+    assert_eq!(freshness.check(), Err(Stale));
+    let heard = Arc::new(Heard::default());
+    let following = tokio::spawn({
+        let (ours, heard) = (Arc::clone(&ours), Arc::clone(&heard));
+        async move { ours.follow(&*heard).await }
+    });
+    until("a first proof", || freshness.check().is_ok()).await;
+    assert_eq!(heard.all.load(Ordering::SeqCst), 1);
+    assert_eq!(*heard.keys.lock().unwrap(), []);
+
+    for n in 2..=100 {
+        create(theirs, &key("p", n)).await;
+    }
+    let erase = Change::erase(address(&key("p", 1)), before);
+    theirs.put(vec![erase]).await.unwrap();
+    let acknowledged = freshness.now();
+    let fresh_as_of = || freshness.now().saturating_sub(freshness.age().unwrap());
+    until("a proof of the last change", || {
+        fresh_as_of() > acknowledged
+    })
+    .await;
+    let mut expected: Vec<KeyId> = (2..=100).map(|n| key("p", n).key_id).collect();
+    expected.push(key("p", 1).key_id);
+    assert_eq!(*heard.keys.lock().unwrap(), expected);
+    assert_eq!(heard.all.load(Ordering::SeqCst), 1);
+
+    // Nobody follows any more, so nothing is proven.
+    following.abort();
+    tokio::time::sleep(Duration::from_millis(3600)).await;
+    assert_eq!(freshness.check(), Err(Stale));
+}
+
+#[ignore = "needs a server: tests/interop/etcd.sh runs it"]
+#[tokio::test]
+async fn etcd_put_back_to_another_history_makes_a_server_forget_everything() {
+    let fixture = InEtcd::new();
+    let ours = Arc::new(fixture.another());
+    create(&fixture.store, &key("p", 1)).await;
+    let freshness = Arc::clone(ours.freshness().unwrap());
+    let heard = Arc::new(Heard::default());
+    let following = tokio::spawn({
+        let (ours, heard) = (Arc::clone(&ours), Arc::clone(&heard));
+        async move { ours.follow(&*heard).await }
+    });
+    until("a first proof", || freshness.check().is_ok()).await;
+    // The epoch of an older history: it is gone, as after a restore that was made of before it.
+    etcdctl(&["del", &format!("{}epoch", fixture.prefix)], &[]);
+    until("everything forgotten", || {
+        heard.all.load(Ordering::SeqCst) > 1
+    })
+    .await;
+    until("a proof again", || freshness.check().is_ok()).await;
+    following.abort();
 }
 
 async fn what_is_put_is_got(fixture: impl Fixture) {

@@ -17,6 +17,10 @@ use crate::telemetry::Metrics;
 /// How long readiness waits for the store.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How old the latest proof of a store that others write to may be: more than data calls allow, so
+/// that servers do not all leave a load balancer while such a store has a short break.
+const STALE: Duration = Duration::from_secs(10);
+
 /// Whether the server can serve: the store answers, and the server is not stopping.
 #[derive(Clone, Debug)]
 pub(super) struct Readiness {
@@ -46,13 +50,20 @@ impl Readiness {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    async fn check(&self) -> Result<(), &'static str> {
+    /// Refuses with a reason while the server cannot serve.
+    pub(super) async fn check(&self) -> Result<(), &'static str> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err("stopping\n");
         }
         let Some(store) = &self.store else {
             return Ok(());
         };
+        if let Some(freshness) = store.freshness() {
+            let is_fresh = freshness.age().is_some_and(|age| age <= STALE);
+            return is_fresh
+                .then_some(())
+                .ok_or("the store does not prove that all changes are known\n");
+        }
         match tokio::time::timeout(PATIENCE, store.get(&Address::Clock)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err("the store does not serve\n"),

@@ -13,6 +13,7 @@
 //! program uses the configuration and SIGTERM.
 
 mod admin;
+mod etcd;
 mod front;
 mod listen;
 mod tls;
@@ -23,14 +24,17 @@ use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::audit::Sink;
 use crate::audit::json_lines::JsonLines;
@@ -68,6 +72,7 @@ use crate::service::keyring::Keyring;
 use crate::service::limits::{Limit, Limits};
 use crate::service::{Context, Kms, NewKey, Sweep};
 use crate::store::codec::Codec;
+use crate::store::freshness::Freshness;
 use crate::store::memory::Memory;
 use crate::store::sqlite::{Findings, Sqlite};
 use crate::store::{Address, KeyStore, StoreError};
@@ -145,11 +150,17 @@ impl Server {
         let mac_key = root.mac_key().map_err(StartError::NoMacKey)?;
         let codec = Codec::new(mac_key);
         let providers = Arc::new(providers(&config.crypto, &root, token.as_ref())?);
+        let mut store_files = None;
         let store: Arc<dyn KeyStore> = match &config.store {
             config::Store::Memory {} => Arc::new(Memory::new(codec)),
             config::Store::Sqlite { path } => {
                 let store = Sqlite::open(path, codec);
                 Arc::new(store.map_err(|error| StartError::Store(shown(path), error))?)
+            }
+            config::Store::Etcd(etcd) => {
+                let (store, files) = etcd::open(etcd, Arc::new(BootClock::start()), codec)?;
+                store_files = files;
+                store
             }
         };
         let Credentials {
@@ -162,6 +173,7 @@ impl Server {
         files.extend(tls.iter().map(|tls| Arc::<Tls>::clone(tls) as _));
         let policy = load_policy(config)?;
         files.extend(policy.file());
+        files.extend(store_files.map(|files| files as _));
         let audit = Arc::new(open_audit(&config.audit)?);
         let limits = config.limits.clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -245,11 +257,36 @@ impl Server {
         listeners: Listeners,
         stop: impl Future<Output = ()>,
     ) -> Result<(), StartError> {
-        self.check_store().await?;
         let held_back = Arc::new(AtomicBool::new(false));
         let stale = Arc::new(AtomicU64::new(0));
         let token = self.token.take();
         let metrics = Arc::new(self.metrics(&held_back, &stale, token));
+        let serving_at = ServingAt {
+            grpc: Some(place(&listeners.grpc)),
+            rest: place(&listeners.rest),
+            admin: place(&listeners.admin),
+        };
+        let readiness = Readiness::new(Arc::clone(&self.kms.store));
+        // Probes are answered while the store is waited for.
+        let probes = admin::router(Arc::clone(&metrics), readiness.clone());
+        let admin = AbortOnDrop(tokio::spawn(
+            axum::serve(listeners.admin, probes).into_future(),
+        ));
+        let following = {
+            let kms = Arc::clone(&self.kms);
+            tokio::spawn(async move { kms.store.follow(&*kms.keyring).await })
+        };
+        // What is wrong with the way to the store may be mended in a file.
+        let refreshing = AbortOnDrop(tokio::spawn(refresh(
+            std::mem::take(&mut self.files),
+            stale,
+        )));
+        let following = AbortOnDrop(following);
+        let mut stop = pin!(stop);
+        tokio::select! {
+            ready = self.wait_for_store() => ready?,
+            () = &mut stop => return Ok(()),
+        }
         let guard = Guard {
             chain: self.chain,
             kms: Arc::clone(&self.kms),
@@ -271,13 +308,7 @@ impl Server {
         let direct = gateway::Direct::new(Arc::<grpc::Server>::clone(&service));
         let rest = gateway::router(Arc::clone(&service), Arc::clone(&service));
 
-        let serving_at = ServingAt {
-            grpc: Some(place(&listeners.grpc)),
-            rest: place(&listeners.rest),
-            admin: place(&listeners.admin),
-        };
         let (draining, drain) = watch::channel(false);
-        let readiness = Readiness::new(Arc::clone(&self.kms.store));
         let grpc = routes.prepare().into_axum_router();
         let grpc = Front::grpc(Arc::clone(&common), grpc, service);
         let rest = Front::rest(common, rest, direct);
@@ -301,29 +332,20 @@ impl Server {
             )),
             tokio::spawn(listen::serve(rest_port, rest_tls, rest, drain, lives)),
         ];
-        let probes = admin::router(metrics, readiness.clone());
-        let admin = tokio::spawn(axum::serve(listeners.admin, probes).into_future());
-        let mut chores = vec![
-            tokio::spawn(refresh(self.files, stale)),
-            tokio::spawn(sweep(Arc::clone(&self.kms), held_back)),
-        ];
+        let mut chores = vec![tokio::spawn(sweep(Arc::clone(&self.kms), held_back))];
         let follow = |keys: Arc<jwt::Fetched>| tokio::spawn(async move { keys.follow().await });
         chores.extend(self.fetched.into_iter().map(follow));
-        for name in SERVICES {
-            health
-                .set_service_status(name, ServingStatus::Serving)
-                .await;
+        tell_health(&health, ServingStatus::Serving).await;
+        if let Some(freshness) = self.kms.store.freshness() {
+            let told = tell_of_store(Arc::clone(freshness), readiness.clone(), health.clone());
+            chores.push(tokio::spawn(told));
         }
         serving_at.log();
 
         stop.await;
         readiness.stop();
         tracing::info!("stopping");
-        for name in SERVICES {
-            health
-                .set_service_status(name, ServingStatus::NotServing)
-                .await;
-        }
+        tell_health(&health, ServingStatus::NotServing).await;
         tokio::time::sleep(self.shutdown.lag).await;
         draining.send_replace(true);
         for task in serving {
@@ -333,8 +355,35 @@ impl Server {
         for task in chores {
             task.abort();
         }
-        admin.abort();
+        drop((following, refreshing, admin));
         tracing::info!("stopped");
+        Ok(())
+    }
+
+    /// Waits until the store answers, if it is one that others serve, and has proven that its changes
+    /// are heard. Fails for a store that will not come by waiting.
+    async fn wait_for_store(&self) -> Result<(), StartError> {
+        let is_shared = self.kms.store.freshness().is_some();
+        let mut told = false;
+        loop {
+            match self.check_store().await {
+                Err(error @ StartError::Store(_, StoreError::Unavailable(_))) if is_shared => {
+                    if !told {
+                        tracing::warn!(%error, "waiting for the key store");
+                    }
+                    told = true;
+                    tokio::time::sleep(REFRESH).await;
+                }
+                checked => break checked?,
+            }
+        }
+        let is_fresh = || {
+            let freshness = self.kms.store.freshness();
+            freshness.is_none_or(|freshness| freshness.check().is_ok())
+        };
+        while !is_fresh() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         Ok(())
     }
 
@@ -398,6 +447,23 @@ impl Server {
                 ("per_key.cores", refusals(|limits| limits.key.as_ref())),
             ],
         );
+        if let Some(freshness) = self.kms.store.freshness() {
+            let of = Arc::clone(freshness);
+            metrics.gauge(
+                "kmsgate_store_staleness_milliseconds",
+                "How old what is held in memory of the key store may be.",
+                move || {
+                    let age = of.age().unwrap_or(Duration::MAX);
+                    u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
+                },
+            );
+            let of = Arc::clone(freshness);
+            metrics.gauge(
+                "kmsgate_store_unavailable",
+                "1 while data calls are refused because the key store proves nothing.",
+                move || u64::from(of.check().is_err()),
+            );
+        }
         tell_of_files(&mut metrics, stale);
         if let Some(tls) = &self.tls {
             tell_of_tls(&mut metrics, tls);
@@ -471,6 +537,40 @@ fn tell_of_tls(metrics: &mut Metrics, tls: &Arc<Tls>) {
 /// The names under which the health service answers: the server as a whole, and each service.
 const SERVICES: [&str; 3] = ["", "kmsgate.v1.CryptoService", "kmsgate.v1.KeyService"];
 
+async fn tell_health(health: &HealthReporter, status: ServingStatus) {
+    for name in SERVICES {
+        health.set_service_status(name, status).await;
+    }
+}
+
+/// Tells the log and the health service, for ever, whether a store that others serve is there.
+async fn tell_of_store(freshness: Arc<Freshness>, readiness: Readiness, health: HealthReporter) {
+    let mut ticks = tokio::time::interval(REFRESH);
+    let (mut was_fresh, mut was_ready) = (true, true);
+    loop {
+        ticks.tick().await;
+        let (fresh, ready) = (freshness.check().is_ok(), readiness.check().await.is_ok());
+        if fresh != was_fresh {
+            if fresh {
+                tracing::info!("the key store is there again");
+            } else {
+                tracing::error!(
+                    "the key store does not prove that all changes are known: data calls are refused"
+                );
+            }
+        }
+        if ready != was_ready {
+            let status = if ready {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            tell_health(&health, status).await;
+        }
+        (was_fresh, was_ready) = (fresh, ready);
+    }
+}
+
 /// Serves REST in front of a remote kmsgate until `stop` completes.
 pub async fn serve_gateway(
     rest: TcpListener,
@@ -522,6 +622,15 @@ pub async fn serve_gateway(
     Ok(())
 }
 
+/// A task that ends with what holds it.
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Where a server can be reached: what was configured may have been port 0, for any free one.
 struct ServingAt {
     grpc: Option<String>,
@@ -550,6 +659,9 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     load_credentials(config, &clock)?;
     load_tls(config.tls.as_ref())?;
     load_policy(config)?;
+    if let config::Store::Etcd(etcd) = &config.store {
+        etcd::check(etcd)?;
+    }
     Ok(())
 }
 
@@ -908,6 +1020,35 @@ impl Stopwatch for Running {
     }
 }
 
+/// The machine's time that only passes, also while it sleeps: a proof must not look younger after
+/// that.
+#[derive(Clone, Copy, Debug)]
+struct BootClock {
+    began: Duration,
+}
+
+impl BootClock {
+    fn start() -> Self {
+        Self { began: boot_time() }
+    }
+}
+
+impl Stopwatch for BootClock {
+    fn elapsed(&self) -> Duration {
+        boot_time().saturating_sub(self.began)
+    }
+}
+
+fn boot_time() -> Duration {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let clock = rustix::time::ClockId::Boottime;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let clock = rustix::time::ClockId::Monotonic;
+    let now = rustix::time::clock_gettime(clock);
+    let (seconds, nanos) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
+    Duration::new(seconds.unwrap_or_default(), nanos.unwrap_or_default())
+}
+
 /// Why a server does not start, with all causes: whoever starts it must mend them.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -958,6 +1099,9 @@ pub enum StartError {
     /// The first keys of a dev server cannot be made.
     #[error("cannot make the first keys{}", .0.as_ref().map(|error| format!(": {}", Causes(error))).unwrap_or_default())]
     FirstKeys(#[source] Option<Error>),
+    /// The system has no random bytes.
+    #[error("random source: {0}")]
+    Random(#[source] getrandom::Error),
     /// The audit cannot be written.
     #[error("audit: {0}")]
     Audit(#[source] std::io::Error),

@@ -11,9 +11,10 @@ use crate::domain::key::{Family, KeyId};
 use crate::domain::request::Aad;
 use crate::domain::secret::Plaintext;
 use crate::error::{Error, Kind};
-use crate::service::encrypt::{ATTEMPTS, pair, usable};
+use crate::service::encrypt::{ATTEMPTS, is_enabled, pair, usable};
 use crate::service::keyring::Held;
 use crate::service::{Call, Kms};
+use crate::store::KeyRecord;
 
 /// What to decrypt, and how.
 #[derive(Debug)]
@@ -47,16 +48,13 @@ impl Kms {
         let access = call.access_by(key_id, ask.algorithm)?;
         let ciphertext = Arc::new(ask.ciphertext);
         for _ in 0..ATTEMPTS {
-            let found = self
-                .keyring
-                .find(&*self.store, call.caller_project(), key_id)
-                .await?;
+            let found = self.find(&access, is_enabled).await?;
             access.to(found.as_deref().map(Held::record))?;
             let held = found.ok_or(Kind::KeyNotFound)?;
             usable(held.record(), ask.algorithm)?;
             call.charge_for(&held, held.newest_version()?, Work::Decrypt)?;
             let plaintext = self.decrypt_with(call.pool(), &held, &ciphertext).await?;
-            if !held.has_changed() {
+            if self.is_as_it_was(&held)? {
                 return Ok(Decrypted { key_id, plaintext });
             }
         }
@@ -65,12 +63,11 @@ impl Kms {
 
     /// Decrypts a frame. It names its key; a key that the caller names must be the same one.
     async fn decrypt_frame(&self, call: &mut Call<'_>, ask: Decrypt) -> Result<Decrypted, Error> {
-        let project = call.caller_project().clone();
         if let Some(named) = ask.key_id {
             let access = call.access_by(named, ask.algorithm)?;
             // An asymmetric key is told as the wrong one for the algorithm before its ciphertext
             // fails to be a frame.
-            let held = self.keyring.find(&*self.store, &project, named).await?;
+            let held = self.find(&access, is_enabled).await?;
             access.to(held.as_deref().map(Held::record))?;
             if let Some(held) = held.filter(|held| held.record().spec.family() != Family::Symmetric)
             {
@@ -87,10 +84,12 @@ impl Kms {
         call.key_id = Some(head.key_id);
         let access = call.access_by(head.key_id, ask.algorithm)?;
         for _ in 0..ATTEMPTS {
-            let held = self
-                .keyring
-                .find(&*self.store, &project, head.key_id)
-                .await?;
+            let has_version = |key: &KeyRecord| {
+                let newest = key.versions.last();
+                newest.is_some_and(|newest| head.version <= newest.version)
+            };
+            let suits = |key: &KeyRecord| is_enabled(key) && has_version(key);
+            let held = self.find(&access, suits).await?;
             access.to(held.as_deref().map(Held::record))?;
             let held = held.filter(|held| held.record().spec.family() == Family::Symmetric);
             let held = held.ok_or(Kind::InvalidCiphertext)?;
@@ -99,7 +98,7 @@ impl Kms {
             let plaintext = self
                 .open_frame(call.pool(), &held, &head, body, &ask.aad)
                 .await?;
-            if !held.has_changed() {
+            if self.is_as_it_was(&held)? {
                 return Ok(Decrypted {
                     key_id: head.key_id,
                     plaintext,

@@ -113,10 +113,12 @@ impl Kms {
         let address = Address::Key(deletion.project.clone(), deletion.key_id);
         let found = self.store.get(&address).await?;
         let Some((Record::Key(key), revision)) = found.map(|key| (key.record, key.revision)) else {
-            return Err(Kind::Internal.into());
+            return self.destroyed_meanwhile(&place).await;
         };
         let named = Address::Alias(key.project.clone(), key.alias.clone());
-        let owned = self.store.get(&named).await?.ok_or(Kind::Internal)?;
+        let Some(owned) = self.store.get(&named).await? else {
+            return self.destroyed_meanwhile(&place).await;
+        };
         let changes = vec![
             Change::erase(place, queued),
             Change::erase(address.clone(), revision),
@@ -144,6 +146,15 @@ impl Kms {
             outcome: Outcome::Destroyed,
         });
         Ok(true)
+    }
+
+    /// Another server that sweeps the same store was faster, if the key's place in the queue is gone
+    /// too.
+    async fn destroyed_meanwhile(&self, place: &Address) -> Result<bool, Error> {
+        match self.store.get(place).await? {
+            None => Ok(false),
+            Some(_) => Err(Kind::Internal.into()),
+        }
     }
 
     /// The latest time that was trusted, and the write that noted it.

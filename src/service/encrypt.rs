@@ -52,10 +52,7 @@ impl Kms {
         } = ask;
         let plaintext = Arc::new(plaintext);
         for _ in 0..ATTEMPTS {
-            let found = self
-                .keyring
-                .find(&*self.store, call.caller_project(), key_id)
-                .await?;
+            let found = self.find(&access, is_enabled).await?;
             access.to(found.as_deref().map(Held::record))?;
             let held = found.ok_or(Kind::KeyNotFound)?;
             usable(held.record(), algorithm)?;
@@ -66,7 +63,7 @@ impl Kms {
                 .await?;
             // A change that was acknowledged during the work (an RSA key may have queued) decides
             // the answer.
-            if !held.has_changed() {
+            if self.is_as_it_was(&held)? {
                 return Ok(Encrypted { key_id, ciphertext });
             }
         }
@@ -117,6 +114,11 @@ pub(super) fn pair(key: &OpenKey) -> Result<&dyn KeyPair, Error> {
         OpenKey::Pair(pair) => Ok(&**pair),
         OpenKey::Symmetric(_) => Err(Kind::Internal.into()),
     }
+}
+
+/// Whether the key may encrypt and decrypt now.
+pub(super) fn is_enabled(key: &KeyRecord) -> bool {
+    key.state.usable().is_ok()
 }
 
 /// Refuses a key that may not encrypt or decrypt now, or not by `algorithm`: state, then usage,

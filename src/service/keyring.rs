@@ -5,6 +5,8 @@
 //! read that began earlier is then not kept. So a call that begins after a change was acknowledged
 //! sees the change.
 //!
+//! In a store that others write to, the keyring is its [`Watcher`] and forgets what they change.
+//!
 //! The map is in shards, each under a lock. A call whose key is held reads one shard; what can keep
 //! it waiting is that a key is put into that shard or taken out at this moment, which is a change of
 //! a few words. No lock is held while a key is read, opened or used.
@@ -12,22 +14,35 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use quick_cache::Equivalent;
 use quick_cache::sync::Cache;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::crypto::pool::{PoolError, Share, briefly};
 use crate::crypto::{OpenKey, Providers, SealedKey, VersionName};
 use crate::domain::cost::Work;
 use crate::domain::key::{Family, KeyId, KeyVersion, ProjectId};
 use crate::error::{Error, Kind};
-use crate::store::{Address, KeyRecord, KeyStore, Record};
+use crate::store::freshness::{Freshness, Watcher};
+use crate::store::{Address, KeyRecord, KeyStore, Record, Revision};
+
+/// How often one key is read at most because what is held of it was refused.
+const REREAD: Duration = Duration::from_millis(20);
 
 /// Opened keys.
 pub struct Keyring {
     keys: Cache<(KeyId, ProjectId), Arc<Held>>,
+    era: ArcSwap<Era>,
+}
+
+/// The time between two moments at which everything was forgotten.
+#[derive(Debug, Default)]
+struct Era {
+    over: AtomicBool,
 }
 
 impl Keyring {
@@ -35,6 +50,7 @@ impl Keyring {
     pub fn new(capacity: usize) -> Self {
         Self {
             keys: Cache::new(capacity),
+            era: ArcSwap::default(),
         }
     }
 
@@ -45,17 +61,25 @@ impl Keyring {
         project: &ProjectId,
         key_id: KeyId,
     ) -> Result<Option<Arc<Held>>, Error> {
-        if let Some(held) = self.keys.get(&Name(key_id, project)) {
-            return Ok(Some(held));
-        }
-        let place = match self
-            .keys
-            .get_value_or_guard_async(&(key_id, project.clone()))
-            .await
-        {
-            Ok(held) => return Ok(Some(held)),
-            Err(place) => place,
+        let place = loop {
+            let held = match self.keys.get(&Name(key_id, project)) {
+                Some(held) => held,
+                None => {
+                    let name = (key_id, project.clone());
+                    match self.keys.get_value_or_guard_async(&name).await {
+                        Ok(held) => held,
+                        Err(place) => break place,
+                    }
+                }
+            };
+            if !held.has_changed() {
+                return Ok(Some(held));
+            }
+            self.discard(&held);
         };
+        // What is read from here on is of this era, and as new as this moment.
+        let era = self.era.load_full();
+        let read = store.freshness().map(|freshness| freshness.now());
         let address = Address::Key(project.clone(), key_id);
         let Some(found) = store.get(&address).await? else {
             return Ok(None);
@@ -65,12 +89,57 @@ impl Keyring {
         };
         // The same one, but shared: a caller's keys need not have a copy each.
         record.project = project.clone();
-        let held = Arc::new(Held::new(record));
+        let read = read.unwrap_or_default();
+        let held = Arc::new(Held::new(record, found.revision, era, read));
         if place.insert(Arc::clone(&held)).is_err() {
             // A writer was here since the read began.
             held.changed.store(true, Ordering::Release);
         }
         Ok(Some(held))
+    }
+
+    /// The key as it is in a store that others write to: read after this call began, which is not
+    /// more often than each [`REREAD`] however many call. If it is as it was, what is opened of it
+    /// stays.
+    pub async fn reread(
+        &self,
+        store: &dyn KeyStore,
+        freshness: &Freshness,
+        project: &ProjectId,
+        key_id: KeyId,
+    ) -> Result<Option<Arc<Held>>, Error> {
+        let asked = micros(freshness.now());
+        loop {
+            // What is found may have been read by another call, before this one began.
+            let Some(held) = self.find(store, project, key_id).await? else {
+                return Ok(None);
+            };
+            let read = || held.read.load(Ordering::Acquire);
+            if read() >= asked {
+                return Ok(Some(held));
+            }
+            let turn = held.turn.acquire().await;
+            let _turn = turn.map_err(|_| Kind::Internal)?;
+            if read() >= asked {
+                continue;
+            }
+            let since = Duration::from_micros(micros(freshness.now()).saturating_sub(read()));
+            tokio::time::sleep(REREAD.saturating_sub(since)).await;
+            let began = micros(freshness.now());
+            let found = store.get(&Address::Key(project.clone(), key_id)).await?;
+            if found.is_some_and(|found| found.revision == held.revision) {
+                held.read.fetch_max(began, Ordering::AcqRel);
+            } else {
+                held.changed.store(true, Ordering::Release);
+                self.discard(&held);
+            }
+        }
+    }
+
+    /// Holds a key no longer, if it is still this one that is held.
+    fn discard(&self, held: &Arc<Held>) {
+        let name = Name(held.record.key_id, &held.record.project);
+        self.keys.remove_if(&name, |other| Arc::ptr_eq(other, held));
     }
 
     /// Forgets a key that has changed in the store.
@@ -88,6 +157,17 @@ impl Keyring {
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
+    }
+}
+
+impl Watcher for Keyring {
+    fn changed(&self, project: &ProjectId, key_id: KeyId) {
+        self.forget(project, key_id);
+    }
+
+    fn all_changed(&self) {
+        let ended = self.era.swap(Arc::default());
+        ended.over.store(true, Ordering::Release);
     }
 }
 
@@ -119,15 +199,27 @@ pub struct Held {
     record: KeyRecord,
     opened: Vec<OnceCell<Arc<OpenKey>>>,
     changed: AtomicBool,
+    era: Arc<Era>,
+    /// The write that made it so.
+    revision: Revision,
+    /// When reading it last began, in microseconds by the clock of the store's [`Freshness`]; 0 in a
+    /// store without.
+    read: AtomicU64,
+    /// One call reads it again at a time.
+    turn: Semaphore,
 }
 
 impl Held {
-    fn new(record: KeyRecord) -> Self {
+    fn new(record: KeyRecord, revision: Revision, era: Arc<Era>, read: Duration) -> Self {
         let opened = record.versions.iter().map(|_| OnceCell::new()).collect();
         Self {
             record,
             opened,
             changed: AtomicBool::new(false),
+            era,
+            revision,
+            read: AtomicU64::new(micros(read)),
+            turn: Semaphore::new(1),
         }
     }
 
@@ -138,7 +230,7 @@ impl Held {
 
     /// Whether the key has changed in the store since it was read.
     pub fn has_changed(&self) -> bool {
-        self.changed.load(Ordering::Acquire)
+        self.changed.load(Ordering::Acquire) || self.era.over.load(Ordering::Acquire)
     }
 
     /// About how long opening one version has one core, in microseconds; 0 if it is open, or is none.
@@ -198,6 +290,10 @@ impl Held {
         };
         Ok(Some(cell.get_or_try_init(open).await?))
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Where a version stands among a key's. They are counted from 1 without a gap: the store makes sure of

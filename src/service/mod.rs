@@ -27,6 +27,7 @@ use crate::domain::time::Clock;
 use crate::error::{Error, Kind};
 use crate::service::keyring::{Held, Keyring};
 use crate::service::limits::Limits;
+use crate::store::freshness::Stale;
 use crate::store::{Change, KeyRecord, KeyStore, Record, Revision, StoreError};
 
 mod create;
@@ -106,6 +107,51 @@ impl Kms {
             key_id: None,
             ended: false,
         })
+    }
+
+    /// The key that a data call is about, held or read; none if there is none. It `suits` unless the
+    /// caller is refused for what it is.
+    ///
+    /// What is held of a store that others write to may be a little old. So before a caller is
+    /// refused for a key's state, for its alias or for a version that it does not have, it is read:
+    /// another server may have changed just that, and acknowledged it.
+    async fn find(
+        &self,
+        access: &Access<'_>,
+        suits: impl Fn(&KeyRecord) -> bool,
+    ) -> Result<Option<Arc<Held>>, Error> {
+        self.fresh()?;
+        let (store, project) = (&*self.store, access.call.caller_project());
+        let found = self.keyring.find(store, project, access.key_id).await?;
+        let (Some(held), Some(freshness)) = (&found, store.freshness()) else {
+            return Ok(found);
+        };
+        let record = held.record();
+        if suits(record) && access.to(Some(record)).is_ok() {
+            return Ok(found);
+        }
+        let reread = self
+            .keyring
+            .reread(store, freshness, project, access.key_id);
+        reread.await
+    }
+
+    /// Whether the key is still as it was when it was found, so that what was done with it may be
+    /// told.
+    fn is_as_it_was(&self, held: &Held) -> Result<bool, Error> {
+        // In this order: had the key changed before the moment that it is fresh as of, it would be
+        // marked by now.
+        self.fresh()?;
+        Ok(!held.has_changed())
+    }
+
+    /// Refuses while what is held in memory may be older than the bound.
+    fn fresh(&self) -> Result<(), Error> {
+        let Some(freshness) = self.store.freshness() else {
+            return Ok(());
+        };
+        let fresh = freshness.check();
+        fresh.map_err(|stale| Error::from(Kind::Unavailable).caused_by(stale))
     }
 
     /// Puts a changed key in place of the one read at `revision`, together with other changes.
@@ -331,15 +377,16 @@ impl Call<'_> {
         let sequence = self.sequence.as_ref().map(Sequence::as_str);
         let key_id = self.key_id.as_ref().map(KeyId::as_str);
         let (action, code) = (self.action.name(), error.kind().row().code);
-        // A line for each caller whom a full queue turns away would cost more than that, when there is
-        // least time for it. Metrics tell how many they are.
-        let is_full =
-            error.source().and_then(|cause| cause.downcast_ref()) == Some(&PoolError::Full);
+        // A line for each caller whom a full queue or a store that is away turns away would cost more
+        // than that, when there is least time for it. Metrics tell how many they are.
+        let cause_is_told = error.source().is_some_and(|cause| {
+            cause.downcast_ref() == Some(&PoolError::Full) || cause.is::<Stale>()
+        });
         match error.kind() {
             Kind::Internal => {
                 tracing::error!(%request_id, sequence, key_id, action, code, cause, "failed");
             }
-            Kind::Unavailable if !is_full => {
+            Kind::Unavailable if !cause_is_told => {
                 tracing::warn!(%request_id, sequence, key_id, action, code, cause, "cannot serve");
             }
             _ => tracing::debug!(%request_id, sequence, key_id, action, code, cause, "refused"),

@@ -11,10 +11,7 @@ impl Kms {
     /// The public half of an asymmetric key, whatever its state, as SubjectPublicKeyInfo in DER.
     pub async fn public_key(&self, call: &Call<'_>, key_id: KeyId) -> Result<Vec<u8>, Error> {
         let access = call.access(key_id)?;
-        let found = self
-            .keyring
-            .find(&*self.store, call.caller_project(), key_id)
-            .await?;
+        let found = self.find(&access, |_| true).await?;
         access.to(found.as_deref().map(Held::record))?;
         let held = found.ok_or(Kind::KeyNotFound)?;
         if held.record().spec.family() == Family::Symmetric {

@@ -16,6 +16,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -23,8 +24,11 @@ use crate::domain::key::{
     KeyAlias, KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion, ProjectId,
 };
 use crate::domain::time::Timestamp;
+use crate::store::freshness::{Freshness, Watcher};
 
 pub mod codec;
+pub mod etcd;
+pub mod freshness;
 pub mod memory;
 pub mod sqlite;
 
@@ -40,7 +44,7 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     /// Makes all of the changes, or none.
     ///
     /// Once it has answered, the changes survive a crash of the process and of the machine; erased
-    /// bytes are overwritten. Fails with [`StoreError::Conflict`] if a record is no longer at its
+    /// bytes are overwritten, if the store can do that. Fails with [`StoreError::Conflict`] if a record is no longer at its
     /// expected revision.
     async fn put(&self, changes: Vec<Change>) -> Result<Revision, StoreError>;
 
@@ -52,6 +56,19 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         after: Option<&Address>,
         limit: usize,
     ) -> Result<Vec<Versioned>, StoreError>;
+
+    /// How fresh what was read is, in a store that others write to; none in a store that only this
+    /// process writes to.
+    fn freshness(&self) -> Option<&Arc<Freshness>> {
+        None
+    }
+
+    /// Tells `watcher` of every change by anybody, for ever, and makes the proofs of
+    /// [`freshness`](Self::freshness).
+    async fn follow(&self, watcher: &dyn Watcher) {
+        let _ = watcher;
+        std::future::pending().await
+    }
 }
 
 /// Where a record is kept.

@@ -117,7 +117,7 @@ TOML
 
 # Starts `kmsgate serve` on those files, with LINES at the end of its configuration, and waits until it
 # is ready. It writes to NAME.audit and NAME.log: `serve NAME LINES`. Sets `server`, its process, and
-# `grpc_port`, `rest_port` and `admin_port`.
+# `grpc_port`, `rest_port` and `admin_port`. Its store is what `store` says, a file if that is not set.
 serve() {
   grpc_port=$(free_port) rest_port=$(free_port) admin_port=$(free_port)
   cat >"$1.toml" <<TOML
@@ -126,7 +126,7 @@ rest = "127.0.0.1:$rest_port"
 admin = "127.0.0.1:$admin_port"
 reflection = true
 root_key_file = "root.key"
-store = { kind = "sqlite", path = "keys.db" }
+store = ${store:-{ kind = "sqlite", path = "keys.db" \}}
 shutdown = { lag = "0ms" }
 [auth]
 token_file = "tokens.toml"

@@ -1,0 +1,329 @@
+//! A store that many servers share: etcd, over its v3 API.
+//!
+//! Each record is one key, the prefix and then its address as it is written. A put is one transaction that compares
+//! the revision of every record with the expected one; etcd's *mod revision* of a record is our
+//! [`Revision`]. So two servers that change the same key never overwrite each other.
+//!
+//! What etcd keeps is sealed and authenticated like everywhere else. Unlike in the other stores, what
+//! is erased or replaced is not overwritten: it stays in etcd's history until that is compacted and
+//! its file defragmented, and in its backups.
+//!
+//! [`follow`](KeyStore::follow) hears of the other servers' changes.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::domain::key::{KeyId, ProjectId};
+use crate::domain::time::Stopwatch;
+use crate::store::codec::Codec;
+use crate::store::etcd::client::{Client, Failure};
+use crate::store::etcd::rpc::compare::TargetUnion;
+use crate::store::etcd::rpc::compare::{CompareResult, CompareTarget};
+use crate::store::etcd::rpc::request_op::Request as Op;
+use crate::store::freshness::{Freshness, Watcher};
+use crate::store::{Address, Change, KeyStore, Prefix, Revision, StoreError, Versioned};
+
+mod client;
+mod follow;
+
+pub use client::{Cluster, User};
+
+#[allow(
+    missing_docs,
+    dead_code,
+    unused_qualifications,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::or_fun_call,
+    clippy::use_self,
+    clippy::unwrap_used,
+    reason = "generated"
+)]
+mod rpc {
+    tonic::include_proto!("etcdserverpb");
+}
+
+/// The record that every transaction writes.
+const EPOCH: &str = "epoch";
+
+/// How many records are read at once: of a usual size, they are some hundred kilobytes. Fewer, if they
+/// turn out to be more than an answer may have.
+const PAGE: usize = 500;
+
+/// Keeps records in an etcd cluster.
+pub struct Etcd {
+    codec: Codec,
+    shared: Shared,
+    /// Names this server's transactions.
+    writer: [u8; 16],
+    /// Counts them.
+    written: AtomicU64,
+}
+
+/// What reading needs.
+#[derive(Clone, Debug)]
+struct Shared {
+    client: Arc<Client>,
+    prefix: Arc<str>,
+    freshness: Arc<Freshness>,
+}
+
+/// The latest transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+struct Epoch {
+    /// Its revision; 0 if there was none yet.
+    revision: i64,
+    /// How many there were before it, and itself.
+    count: i64,
+    /// Whose it was, and which.
+    value: Vec<u8>,
+}
+
+impl From<rpc::KeyValue> for Epoch {
+    fn from(found: rpc::KeyValue) -> Self {
+        Self {
+            revision: found.mod_revision,
+            count: found.version,
+            value: found.value,
+        }
+    }
+}
+
+impl Etcd {
+    /// A store in `cluster`, under `prefix`, whose records opened keys may be older than by
+    /// `max_staleness`. No two servers may have the same `writer`. Nothing is asked before it is
+    /// needed.
+    pub fn new(
+        cluster: Cluster,
+        prefix: &str,
+        max_staleness: Duration,
+        writer: [u8; 16],
+        clock: Arc<dyn Stopwatch>,
+        codec: Codec,
+    ) -> Self {
+        Self {
+            codec,
+            shared: Shared {
+                client: Arc::new(Client::new(cluster)),
+                prefix: prefix.into(),
+                freshness: Arc::new(Freshness::new(clock, max_staleness)),
+            },
+            writer,
+            written: AtomicU64::new(0),
+        }
+    }
+
+    /// Reaches the cluster in another way from now on: its certificates or its password changed.
+    pub fn reach(&self, cluster: Cluster) {
+        self.shared.client.reach(cluster);
+    }
+
+    fn key(&self, address: &str) -> Vec<u8> {
+        self.shared.key(address)
+    }
+
+    fn versioned(&self, found: &rpc::KeyValue) -> Result<Versioned, StoreError> {
+        let written = self.shared.written(&found.key);
+        let address = written.ok_or_else(|| corrupt(&found.key))?;
+        let revision = u64::try_from(found.mod_revision).map_err(|_| corrupt(&found.key))?;
+        Ok(Versioned {
+            record: self.codec.decode_at(address, &found.value)?,
+            revision: Revision(revision),
+        })
+    }
+
+    /// What no other transaction writes.
+    fn next_epoch(&self) -> Vec<u8> {
+        let count = self.written.fetch_add(1, Ordering::Relaxed);
+        [&self.writer[..], &count.to_be_bytes()].concat()
+    }
+}
+
+impl Shared {
+    fn key(&self, address: &str) -> Vec<u8> {
+        [self.prefix.as_bytes(), address.as_bytes()].concat()
+    }
+
+    /// The address in a key, as it is written; none if the key is not under the prefix or is not
+    /// text.
+    fn written<'a>(&self, key: &'a [u8]) -> Option<&'a str> {
+        std::str::from_utf8(key.strip_prefix(self.prefix.as_bytes())?).ok()
+    }
+
+    /// The key that a record under `key` is, none if it is another kind of record. An error if that
+    /// cannot be told.
+    fn address(&self, key: &[u8]) -> Option<Result<(ProjectId, KeyId), ()>> {
+        let Some(address) = self.written(key) else {
+            return Some(Err(()));
+        };
+        let (project, key_id) = address.strip_prefix("key/")?.split_once('/')?;
+        let parsed = project.parse().ok().zip(key_id.parse().ok());
+        Some(parsed.ok_or(()))
+    }
+
+    fn is_epoch(&self, key: &[u8]) -> bool {
+        self.written(key) == Some(EPOCH)
+    }
+
+    /// The range of everything under the prefix.
+    fn everything(&self) -> (Vec<u8>, Vec<u8>) {
+        // Addresses are printable ASCII, so none reaches this end.
+        (self.key(""), self.key("\x7f"))
+    }
+
+    /// The epoch as it was at a revision.
+    async fn epoch_at(&self, revision: i64) -> Result<Epoch, Failure> {
+        let answer = self.client.range(self.ask_epoch(revision)).await?;
+        Ok(found(&answer))
+    }
+
+    /// The epoch as it is, from one member alone, and the revision of its answer. The member is the one
+    /// that answered last, or one `after` it.
+    async fn epoch(&self, after: usize) -> Result<(Epoch, i64), Failure> {
+        let answer = self.client.range_once(after, self.ask_epoch(0)).await?;
+        let header = answer.header.as_ref().ok_or(Failure::Nonsense)?;
+        Ok((found(&answer), header.revision))
+    }
+
+    fn ask_epoch(&self, revision: i64) -> rpc::RangeRequest {
+        rpc::RangeRequest {
+            key: self.key(EPOCH),
+            revision,
+            ..rpc::RangeRequest::default()
+        }
+    }
+}
+
+fn found(answer: &rpc::RangeResponse) -> Epoch {
+    let first = answer.kvs.first().cloned();
+    first.map(Epoch::from).unwrap_or_default()
+}
+
+#[async_trait]
+impl KeyStore for Etcd {
+    async fn get(&self, address: &Address) -> Result<Option<Versioned>, StoreError> {
+        let question = rpc::RangeRequest {
+            key: self.key(&address.to_string()),
+            ..rpc::RangeRequest::default()
+        };
+        let answer = self.shared.client.range(question).await?;
+        let found = answer.kvs.first();
+        found.map(|found| self.versioned(found)).transpose()
+    }
+
+    async fn put(&self, changes: Vec<Change>) -> Result<Revision, StoreError> {
+        let changes = self.codec.encode_changes(&changes)?;
+        let mut question = rpc::TxnRequest::default();
+        for change in changes {
+            let key = self.key(&change.address);
+            // A record that is not there has mod revision 0. What is no revision of etcd's matches
+            // nothing.
+            let expected = change.expected().map_or(Some(0), |revision| {
+                i64::try_from(revision)
+                    .ok()
+                    .filter(|revision| *revision > 0)
+            });
+            question.compare.push(rpc::Compare {
+                result: CompareResult::Equal.into(),
+                target: CompareTarget::Mod.into(),
+                key: key.clone(),
+                target_union: Some(TargetUnion::ModRevision(
+                    expected.ok_or(StoreError::Conflict)?,
+                )),
+            });
+            question.success.push(op(match change.value {
+                Some(value) => Op::RequestPut(rpc::PutRequest { key, value }),
+                None => Op::RequestDeleteRange(rpc::DeleteRangeRequest { key }),
+            }));
+        }
+        // Last, so that a watch has told of the others when it tells of this one.
+        question.success.push(op(Op::RequestPut(rpc::PutRequest {
+            key: self.key(EPOCH),
+            value: self.next_epoch(),
+        })));
+        let answer = self.shared.client.txn(question).await?;
+        if !answer.succeeded {
+            return Err(StoreError::Conflict);
+        }
+        let header = answer.header.ok_or(Failure::Nonsense)?;
+        let revision = u64::try_from(header.revision).map_err(|_| Failure::Nonsense)?;
+        Ok(Revision(revision))
+    }
+
+    async fn list(
+        &self,
+        prefix: &Prefix,
+        after: Option<&Address>,
+        limit: usize,
+    ) -> Result<Vec<Versioned>, StoreError> {
+        let (start, end) = prefix.bounds(after);
+        let range_end = self.key(&end);
+        let mut last = self.key(&start);
+        let mut listed = Vec::new();
+        let mut most = PAGE;
+        while listed.len() < limit {
+            let page = most.min(limit - listed.len());
+            let answer = self.shared.client.range(rpc::RangeRequest {
+                // The first key after the last one.
+                key: [&last[..], &[0]].concat(),
+                range_end: range_end.clone(),
+                limit: i64::try_from(page).unwrap_or(i64::MAX),
+                ..rpc::RangeRequest::default()
+            });
+            let answer = match answer.await {
+                Err(failure) if failure.is_too_large() && page > 1 => {
+                    most = page / 2;
+                    continue;
+                }
+                answer => answer?,
+            };
+            for found in answer.kvs {
+                if !self.shared.is_epoch(&found.key) {
+                    listed.push(self.versioned(&found)?);
+                }
+                last = found.key;
+            }
+            if !answer.more {
+                break;
+            }
+        }
+        Ok(listed)
+    }
+
+    fn freshness(&self) -> Option<&Arc<Freshness>> {
+        Some(&self.shared.freshness)
+    }
+
+    async fn follow(&self, watcher: &dyn Watcher) {
+        follow::follow(&self.shared, watcher).await;
+    }
+}
+
+const fn op(request: Op) -> rpc::RequestOp {
+    rpc::RequestOp {
+        request: Some(request),
+    }
+}
+
+fn corrupt(key: &[u8]) -> StoreError {
+    StoreError::Corrupt(String::from_utf8_lossy(key).into_owned())
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        Self::Unavailable(Box::new(failure))
+    }
+}
+
+impl fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Etcd")
+            .field("prefix", &self.shared.prefix)
+            .finish_non_exhaustive()
+    }
+}
