@@ -113,6 +113,18 @@ async fn a_clock_that_jumps_destroys_nothing_until_it_is_confirmed() {
 }
 
 #[tokio::test]
+async fn a_start_does_not_trust_a_clock_that_jumped() {
+    let house = House::new();
+    house.kms.begin_time().await.unwrap();
+    let key = house.create("k").await;
+    house.schedule(key, 7).await.unwrap();
+    let jump = 400 * DAY;
+    house.clock.pass(jump);
+    house.kms.begin_time().await.unwrap();
+    assert_eq!(house.kms.sweep().await.unwrap(), Sweep::Held(jump));
+}
+
+#[tokio::test]
 async fn a_jump_is_more_than_a_day() {
     let house = House::new();
     let key = house.create("k").await;

@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use kmsgate::config::{Config, Limits};
 use kmsgate::crypto::root::RootKey;
+use kmsgate::server::{Server, StartError};
 
 use crate::program::{
     Addresses, Dev, ENTRY, Grpc, PATIENCE, PROJECT, Program, Site, TOKEN, call, done, entry, fetch,
@@ -508,6 +509,21 @@ async fn a_server_does_not_start_on_a_store_of_another_root_key() {
     )
     .await;
     assert_eq!(opened.json()["plain_text"], "x", "nothing was harmed");
+}
+
+#[tokio::test]
+async fn a_store_is_of_its_root_key_before_it_has_a_key() {
+    let site = Site::new("");
+    let server = |root: &str| {
+        let config = Config::parse(&site.config(root)).unwrap();
+        Server::build(&config).unwrap()
+    };
+    // It ends as one would that is stopped at its start: nothing was served, and nothing swept.
+    server("root.key").claim_store().await.unwrap();
+    done(["root-key", "new", &site.name("other.key")], b"");
+    let other = server("other.key").claim_store().await;
+    assert!(matches!(other, Err(StartError::WrongRootKey)), "{other:?}");
+    server("root.key").claim_store().await.unwrap();
 }
 
 #[tokio::test]

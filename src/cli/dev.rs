@@ -55,7 +55,7 @@ impl Dev {
         let mut config = Config::parse(&config)?;
         config.shutdown.lag = std::time::Duration::ZERO;
         let server = Server::build(&config)?;
-        server.check_store().await?;
+        server.claim_store().await?;
         let listeners = Listeners::bind(&config).await?;
 
         let project = PROJECT.parse()?;

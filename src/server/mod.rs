@@ -75,7 +75,7 @@ use crate::store::codec::Codec;
 use crate::store::freshness::Freshness;
 use crate::store::memory::Memory;
 use crate::store::sqlite::{Findings, Sqlite};
-use crate::store::{Address, KeyStore, StoreError};
+use crate::store::{KeyStore, StoreError};
 use crate::telemetry::{Metrics, Read};
 
 /// The most bytes of a request's message, body, and headers each.
@@ -366,7 +366,7 @@ impl Server {
         let is_shared = self.kms.store.freshness().is_some();
         let mut told = false;
         loop {
-            match self.check_store().await {
+            match self.claim_store().await {
                 Err(error @ StartError::Store(_, StoreError::Unavailable(_))) if is_shared => {
                     if !told {
                         tracing::warn!(%error, "waiting for the key store");
@@ -387,12 +387,13 @@ impl Server {
         Ok(())
     }
 
-    /// Refuses a store that was written under another root key: every request would fail.
-    pub async fn check_store(&self) -> Result<(), StartError> {
-        match self.kms.store.get(&Address::Clock).await {
+    /// Refuses a store that was written under another root key, since every request would fail, and
+    /// makes a new one this root key's.
+    pub async fn claim_store(&self) -> Result<(), StartError> {
+        match self.kms.begin_time().await {
             Err(StoreError::Corrupt(_)) => Err(StartError::WrongRootKey),
             Err(error) => Err(StartError::Store("the key store".to_owned(), error)),
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
         }
     }
 

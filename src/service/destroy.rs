@@ -35,6 +35,19 @@ pub enum Sweep {
 }
 
 impl Kms {
+    /// Notes the time in a store that has none, which is a new one.
+    ///
+    /// That is the record by which a start under another root key is refused, so it is there before
+    /// any key is.
+    pub async fn begin_time(&self) -> Result<(), StoreError> {
+        if self.store.get(&Address::Clock).await?.is_some() {
+            return Ok(());
+        }
+        let seen = self.clock.now();
+        let first = Change::create(Record::Clock(ClockRecord { seen }));
+        self.store.put(vec![first]).await.map(drop)
+    }
+
     /// Destroys the keys that are past their deletion date.
     pub async fn sweep(&self) -> Result<Sweep, Error> {
         let now = self.clock.now();
