@@ -21,10 +21,9 @@ use kmsgate::crypto::pool::Pool;
 use kmsgate::crypto::root::RootKey;
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::crypto::{Choice, OpenKey, Provider, Providers, VersionName};
+use kmsgate::domain::caller::{Actions, Caller};
 use kmsgate::domain::frame::{Head, Suite};
-use kmsgate::domain::key::{
-    KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion, ProjectId,
-};
+use kmsgate::domain::key::{KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion};
 use kmsgate::domain::secret::Plaintext;
 use kmsgate::domain::time::Timestamp;
 use kmsgate::service::keyring::Keyring;
@@ -105,8 +104,12 @@ fn measure(keys: u64, name: Name) -> Outcome<()> {
             },
         ])?),
         pool: Pool::new(1, 1)?,
-        caller: "memory".into(),
-        project: "53d1aefc533f4ce9a59c26b01667cbcf".parse()?,
+        caller: Caller {
+            name: "memory".into(),
+            project: "53d1aefc533f4ce9a59c26b01667cbcf".parse()?,
+            roles: Arc::default(),
+            actions: Actions::default(),
+        },
     };
     let ring = Arc::new(ring);
     let runtime = tokio::runtime::Builder::new_multi_thread().build()?;
@@ -135,8 +138,7 @@ struct Ring {
     keyring: Keyring,
     providers: Arc<Providers>,
     pool: Pool,
-    caller: Arc<str>,
-    project: ProjectId,
+    caller: Caller,
 }
 
 /// Encrypts once under each of these keys.
@@ -162,7 +164,7 @@ impl Ring {
     async fn use_one(&self, key_id: KeyId) -> Outcome<()> {
         let found = self
             .keyring
-            .find(&self.store, &self.project, key_id)
+            .find(&self.store, &self.caller.project, key_id)
             .await?;
         let held = found.ok_or("no key")?;
         let (version, key) = held

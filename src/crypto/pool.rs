@@ -28,6 +28,9 @@ use rustix::process::{getpriority_process, setpriority_process};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::domain::caller::Caller;
+use crate::domain::key::ProjectId;
+
 /// For how long an answer may be kept while others come, in microseconds of [cost](Pool::run). No
 /// job is begun that would keep it longer.
 const TOGETHER: u32 = 600;
@@ -56,7 +59,7 @@ impl Pool {
     /// is the turn of `caller`.
     ///
     /// A job that nobody waits for any longer, because its request was cancelled, is not begun.
-    pub async fn run<T, F>(&self, caller: &Arc<str>, cost: u32, job: F) -> Result<T, PoolError>
+    pub async fn run<T, F>(&self, caller: &Caller, cost: u32, job: F) -> Result<T, PoolError>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
@@ -67,7 +70,7 @@ impl Pool {
             answer,
             runtime: Handle::try_current().ok(),
         };
-        let lost = self.0.lock().add(caller, cost, Box::new(asked))?;
+        let lost = self.0.lock().add(name(caller), cost, Box::new(asked))?;
         self.0.news.notify_one();
         if let Some(lost) = lost {
             lost.refuse();
@@ -76,7 +79,7 @@ impl Pool {
     }
 
     /// What `caller` has of the pool.
-    pub const fn share<'a>(&'a self, caller: &'a Arc<str>) -> Share<'a> {
+    pub const fn share<'a>(&'a self, caller: &'a Caller) -> Share<'a> {
         Share { pool: self, caller }
     }
 
@@ -103,10 +106,15 @@ impl fmt::Debug for Pool {
 #[derive(Clone, Copy, Debug)]
 pub struct Share<'a> {
     pool: &'a Pool,
-    caller: &'a Arc<str>,
+    caller: &'a Caller,
 }
 
 impl Share<'_> {
+    /// By what the caller's line is known.
+    pub fn line(&self) -> (Arc<str>, ProjectId) {
+        name(self.caller)
+    }
+
     /// Does `job` as [`Pool::run`] does.
     pub async fn run<T, F>(&self, cost: u32, job: F) -> Result<T, PoolError>
     where
@@ -206,9 +214,17 @@ impl Answer {
     }
 }
 
+/// By what a caller's line is known, as its limits are.
+type Name = (Arc<str>, ProjectId);
+
+fn name(caller: &Caller) -> Name {
+    let (name, project) = caller.key();
+    (Arc::clone(name), project.clone())
+}
+
 /// What waits, by caller.
 struct Lines {
-    of: HashMap<Arc<str>, Line>,
+    of: HashMap<Name, Line>,
     /// How many jobs wait, and how many may.
     waiting: usize,
     places: usize,
@@ -251,14 +267,14 @@ impl Lines {
     /// Puts a job at the end of its caller's line. If that took the place of another, returns it.
     fn add(
         &mut self,
-        caller: &Arc<str>,
+        caller: Name,
         cost: u32,
         work: Box<dyn Work>,
     ) -> Result<Option<Box<dyn Work>>, PoolError> {
         let lost = if self.waiting < self.places {
             None
         } else {
-            let own = self.of.get(caller).map_or(0, |line| line.jobs.len());
+            let own = self.of.get(&caller).map_or(0, |line| line.jobs.len());
             let longest = self.of.values_mut().max_by_key(|line| line.jobs.len());
             let longest = longest.filter(|line| line.jobs.len() > own + 1);
             let lost = longest.and_then(|line| line.jobs.pop_back());
@@ -275,7 +291,7 @@ impl Lines {
         if self.of.len() > 2 * self.places {
             self.of.retain(|_, line| !line.jobs.is_empty());
         }
-        let line = self.of.entry(Arc::clone(caller)).or_default();
+        let line = self.of.entry(caller).or_default();
         if line.jobs.is_empty() {
             line.had = line.had.max(self.served);
         }
@@ -407,6 +423,7 @@ pub enum PoolError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::caller::Actions;
     use std::sync::mpsc;
     use tokio::task::{JoinHandle, JoinSet, yield_now};
 
@@ -459,6 +476,22 @@ mod tests {
     }
 
     #[test]
+    fn a_name_has_a_line_in_each_project() {
+        let mut lines = Lines::new(100);
+        for _ in 0..3 {
+            add(&mut lines, "many", 100).unwrap();
+        }
+        let theirs = Caller {
+            project: "another".parse().unwrap(),
+            ..caller("many")
+        };
+        lines
+            .add(name(&theirs), 100, Box::new(Named("theirs")))
+            .unwrap();
+        assert_eq!(served(&mut lines).join(" "), "many theirs many many");
+    }
+
+    #[test]
     fn the_longest_line_loses_its_newest_place() {
         let mut lines = Lines::new(3);
         for _ in 0..3 {
@@ -476,8 +509,8 @@ mod tests {
     fn callers_without_end_take_no_memory_without_end() {
         let mut lines = Lines::new(4);
         for number in 0..1000 {
-            let caller = number.to_string().into();
-            lines.add(&caller, 1, Box::new(Named("any"))).unwrap();
+            let caller = name(&caller(&number.to_string()));
+            lines.add(caller, 1, Box::new(Named("any"))).unwrap();
             lines.next().unwrap();
         }
         assert!(lines.of.len() <= 2 * lines.places + 1, "{}", lines.of.len());
@@ -488,10 +521,10 @@ mod tests {
         let pool = Arc::new(Pool::new(1, 1).unwrap());
         let hold = busy(&pool).await;
         let waits = ask(&pool, "a", || 2).await;
-        assert_eq!(pool.run(&"a".into(), 1, || 3).await, Err(PoolError::Full));
+        assert_eq!(pool.run(&caller("a"), 1, || 3).await, Err(PoolError::Full));
         drop(hold);
         assert_eq!(waits.await.unwrap(), Ok(2));
-        assert_eq!(pool.run(&"a".into(), 1, || 3).await, Ok(3));
+        assert_eq!(pool.run(&caller("a"), 1, || 3).await, Ok(3));
     }
 
     #[tokio::test]
@@ -515,7 +548,7 @@ mod tests {
         unwanted.abort();
         assert!(unwanted.await.unwrap_err().is_cancelled());
         drop(hold);
-        assert_eq!(pool.run(&"a".into(), 1, || 1).await, Ok(1));
+        assert_eq!(pool.run(&caller("a"), 1, || 1).await, Ok(1));
         assert!(begun.recv().is_err());
     }
 
@@ -525,7 +558,7 @@ mod tests {
         let mut jobs = JoinSet::new();
         for (number, cost) in (0..1000).zip([1, 50, TOGETHER, 2 * TOGETHER].into_iter().cycle()) {
             let pool = Arc::clone(&pool);
-            let caller: Arc<str> = (number % 7).to_string().into();
+            let caller = caller(&(number % 7).to_string());
             jobs.spawn(async move { (number, pool.run(&caller, cost, move || number).await) });
         }
         while let Some(job) = jobs.join_next().await {
@@ -538,16 +571,16 @@ mod tests {
     #[tokio::test]
     async fn a_job_that_panics_fails_alone() {
         let pool = Pool::new(1, 1).unwrap();
-        let answer: Result<(), _> = pool.run(&"a".into(), 1, || panic!("a bug")).await;
+        let answer: Result<(), _> = pool.run(&caller("a"), 1, || panic!("a bug")).await;
         assert_eq!(answer, Err(PoolError::Stopped));
-        assert_eq!(pool.run(&"a".into(), 1, || 1).await, Ok(1));
+        assert_eq!(pool.run(&caller("a"), 1, || 1).await, Ok(1));
     }
 
     #[tokio::test]
     async fn the_threads_end_with_the_pool() {
         let pool = Pool::new(2, 2).unwrap();
         let shared = Arc::downgrade(&pool.0);
-        assert_eq!(pool.run(&"a".into(), 1, || 1).await, Ok(1));
+        assert_eq!(pool.run(&caller("a"), 1, || 1).await, Ok(1));
         drop(pool);
         while shared.strong_count() > 0 {
             yield_now().await;
@@ -560,10 +593,19 @@ mod tests {
         let own = priority();
         let pool = Pool::new(2, 2).unwrap();
         for _ in 0..4 {
-            assert_eq!(pool.run(&"a".into(), 1, priority).await, Ok(own.max(LOW)));
+            assert_eq!(pool.run(&caller("a"), 1, priority).await, Ok(own.max(LOW)));
         }
         assert_eq!(priority(), own);
         assert_eq!(briefly(priority).await, Ok(own));
+    }
+
+    fn caller(name: &str) -> Caller {
+        Caller {
+            name: name.into(),
+            project: "p".parse().unwrap(),
+            roles: Arc::default(),
+            actions: Actions::default(),
+        }
     }
 
     /// A job that only has a name.
@@ -594,10 +636,10 @@ mod tests {
     /// Adds a job of this caller; the caller whose job lost its place, if one did.
     fn add(
         lines: &mut Lines,
-        caller: &'static str,
+        who: &'static str,
         cost: u32,
     ) -> Result<Option<&'static str>, PoolError> {
-        let lost = lines.add(&caller.into(), cost, Box::new(Named(caller)))?;
+        let lost = lines.add(name(&caller(who)), cost, Box::new(Named(who)))?;
         Ok(lost.map(|work| work.name()))
     }
 
@@ -619,12 +661,12 @@ mod tests {
     /// Asks for a job; returns when it is in a line.
     async fn ask<T: Send + 'static>(
         pool: &Arc<Pool>,
-        caller: &'static str,
+        who: &'static str,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<Result<T, PoolError>> {
         let before = pool.0.lock().added;
         let asking = Arc::clone(pool);
-        let asked = tokio::spawn(async move { asking.run(&caller.into(), 1, job).await });
+        let asked = tokio::spawn(async move { asking.run(&caller(who), 1, job).await });
         while pool.0.lock().added == before {
             yield_now().await;
         }

@@ -18,6 +18,13 @@ pub struct Caller {
     pub actions: Actions,
 }
 
+impl Caller {
+    /// What tells callers apart: a name may stand in the files of several projects.
+    pub const fn key(&self) -> (&Arc<str>, &ProjectId) {
+        (&self.name, &self.project)
+    }
+}
+
 /// The most roles that a credential, or a rule that makes callers, may give: each is looked up for
 /// every decision.
 pub const MAX_ROLES: usize = 16;

@@ -20,13 +20,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use quick_cache::Equivalent;
 use quick_cache::sync::Cache;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::crypto::pool::{PoolError, Share, briefly};
 use crate::crypto::{OpenKey, Providers, SealedKey, VersionName};
 use crate::domain::cost::Work;
 use crate::domain::key::{Family, KeyId, KeyVersion, ProjectId};
 use crate::error::{Error, Kind};
+use crate::service::opening::Opening;
 use crate::store::freshness::{Freshness, Watcher};
 use crate::store::{Address, KeyRecord, KeyStore, Record, Revision};
 
@@ -197,7 +198,7 @@ impl Equivalent<(KeyId, ProjectId)> for Name<'_> {
 #[derive(Debug)]
 pub struct Held {
     record: KeyRecord,
-    opened: Vec<OnceCell<Arc<OpenKey>>>,
+    opened: Vec<Opening<OpenKey>>,
     changed: AtomicBool,
     era: Arc<Era>,
     /// The write that made it so.
@@ -211,7 +212,7 @@ pub struct Held {
 
 impl Held {
     fn new(record: KeyRecord, revision: Revision, era: Arc<Era>, read: Duration) -> Self {
-        let opened = record.versions.iter().map(|_| OnceCell::new()).collect();
+        let opened = record.versions.iter().map(|_| Opening::default()).collect();
         Self {
             record,
             opened,
@@ -235,8 +236,8 @@ impl Held {
 
     /// About how long opening one version has one core, in microseconds; 0 if it is open, or is none.
     pub fn opening(&self, version: KeyVersion) -> u32 {
-        let cell = self.opened.get(place(version));
-        if cell.is_none_or(OnceCell::initialized) {
+        let opening = self.opened.get(place(version));
+        if opening.is_none_or(|opening| opening.get().is_some()) {
             return 0;
         }
         self.record.spec.micros(Work::Open)
@@ -267,11 +268,20 @@ impl Held {
         pool: Share<'_>,
     ) -> Result<Option<&Arc<OpenKey>>, Error> {
         let place = place(version);
-        let (Some(record), Some(cell)) = (self.record.versions.get(place), self.opened.get(place))
+        let (Some(record), Some(opening)) =
+            (self.record.versions.get(place), self.opened.get(place))
         else {
             return Ok(None);
         };
-        let open = || async {
+        if let Some(opened) = opening.get() {
+            return Ok(Some(opened));
+        }
+        let family = self.record.spec.family();
+        let line = match family {
+            Family::Symmetric => None,
+            Family::Rsa | Family::Sm2 => Some(pool.line()),
+        };
+        let open = || async move {
             let name = VersionName {
                 project: self.record.project.clone(),
                 key_id: self.record.key_id,
@@ -282,13 +292,14 @@ impl Held {
             let providers = Arc::clone(providers);
             let spec = name.spec;
             let open = move || providers.opener(name.spec, &sealed)?.open(&name, &sealed);
-            let opened = match spec.family() {
+            let opened = match family {
                 Family::Symmetric => briefly(open).await?,
                 Family::Rsa | Family::Sm2 => pool.run(spec.micros(Work::Open), open).await?,
             };
-            opened.map(Arc::new).map_err(Error::from)
+            opened.map_err(Error::from)
         };
-        Ok(Some(cell.get_or_try_init(open).await?))
+        // In a box of its own, for no call whose key is open has it.
+        Ok(Some(Box::pin(opening.open(line, open)).await?))
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::domain::caller::Caller;
-use crate::domain::key::{KeyId, ProjectId};
+use crate::domain::key::KeyId;
 use crate::domain::rate::Rate;
 use crate::domain::time::Stopwatch;
 use crate::error::{Error, Kind};
@@ -36,7 +36,7 @@ impl Limits {
         let Some(limit) = &self.requests else {
             return Ok(());
         };
-        let charged = limit.charge(limit.name(&of(caller)), 1);
+        let charged = limit.charge(limit.name(&caller.key()), 1);
         charged.map_err(|wait| throttled("The caller sends too many requests.", wait))
     }
 
@@ -48,7 +48,7 @@ impl Limits {
         micros: u32,
     ) -> Result<(), Error> {
         let charged = self.caller.as_ref().map(|limit| {
-            let name = limit.name(&of(caller));
+            let name = limit.name(&caller.key());
             let refused = |wait| throttled("The caller's processor time is used up.", wait);
             limit.charge(name, micros).map_err(refused)?;
             Ok::<_, Error>((limit, name))
@@ -69,14 +69,9 @@ impl Limits {
     /// Notes work that was done for a caller and whose extent was not known before.
     pub(super) fn owe(&self, caller: &Caller, micros: u32) {
         if let Some(limit) = &self.caller {
-            limit.owe(limit.name(&of(caller)), micros);
+            limit.owe(limit.name(&caller.key()), micros);
         }
     }
-}
-
-/// What tells callers apart: a name may stand in the files of several projects.
-const fn of(caller: &Caller) -> (&Arc<str>, &ProjectId) {
-    (&caller.name, &caller.project)
 }
 
 /// The refusal by a limit. The sentence says by which.

@@ -38,6 +38,7 @@ mod encrypt;
 pub mod keyring;
 pub mod limits;
 mod list;
+mod opening;
 mod public_key;
 mod rotate;
 mod state;
@@ -243,7 +244,7 @@ impl Call<'_> {
 
     /// The caller's share of the CPU pool.
     fn pool(&self) -> Share<'_> {
-        self.kms.pool.share(&self.context.caller.name)
+        self.kms.pool.share(&self.context.caller)
     }
 
     /// The caller's project.
