@@ -29,6 +29,7 @@ pub mod iam;
 pub mod jwt;
 pub mod mtls;
 pub mod policy;
+mod seldom;
 pub mod token;
 
 /// Checks one kind of credential.

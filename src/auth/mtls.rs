@@ -19,6 +19,7 @@ use x509_cert::der::Decode;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
+use crate::auth::seldom::Seldom;
 use crate::auth::{AuthError, Authenticator, Evidence, Peer};
 use crate::domain::caller::{Actions, Caller};
 use crate::domain::identity::{Identity, IdentityPattern};
@@ -198,14 +199,16 @@ pub struct Forwarded {
     rules: Arc<Rules>,
     /// Whether those are believed who connect from this machine over TCP.
     believes_loopback: bool,
+    unbelieved: Seldom,
 }
 
 impl Forwarded {
     /// Asks `rules` about what peers on loopback say, if they are believed, or else nobody.
-    pub const fn new(rules: Arc<Rules>, believes_loopback: bool) -> Self {
+    pub const fn new(rules: Arc<Rules>, believes_loopback: bool, clock: Arc<dyn Clock>) -> Self {
         Self {
             rules,
             believes_loopback,
+            unbelieved: Seldom::new(clock),
         }
     }
 
@@ -223,11 +226,14 @@ impl Authenticator for Forwarded {
             return Ok(None);
         };
         if !self.believes(request.peer) {
-            let address = request.peer.address.map(tracing::field::display);
-            tracing::warn!(
-                address,
-                "a peer that is not configured sent x-forwarded-client-cert"
-            );
+            if let Some(requests) = self.unbelieved.admit() {
+                let address = request.peer.address.map(tracing::field::display);
+                tracing::warn!(
+                    address,
+                    requests,
+                    "a peer that is not configured sent x-forwarded-client-cert"
+                );
+            }
             return Err(AuthError::BadCertificate(
                 "x-forwarded-client-cert is not believed from this peer",
             ));

@@ -775,7 +775,7 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
     }
     if let Some(forwarded) = &config.auth.forwarded {
         let loopback = forwarded.peers.contains(&config::ForwardedPeer::Loopback);
-        authenticators.push(Arc::new(Forwarded::new(rules, loopback)));
+        authenticators.push(Arc::new(Forwarded::new(rules, loopback, Arc::clone(clock))));
     }
     let chain = Chain::new(authenticators);
     Ok(Credentials {

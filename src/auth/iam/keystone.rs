@@ -23,6 +23,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 use crate::auth::entry;
 use crate::auth::file::{FileError, Malformed, Refresh, Secrecy, Watched};
 use crate::auth::https::{Endpoint, FetchError, secret};
+use crate::auth::seldom::Seldom;
 use crate::domain::time::{Clock, Timestamp};
 
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
@@ -58,6 +59,7 @@ pub struct Keystone {
     login_failed: AtomicI64,
     breaker: Mutex<Breaker>,
     failed: AtomicU64,
+    refused: Seldom,
     clock: Arc<dyn Clock>,
 }
 
@@ -163,6 +165,7 @@ impl Keystone {
             login_failed: AtomicI64::new(i64::MIN / 2),
             breaker: Mutex::default(),
             failed: AtomicU64::new(0),
+            refused: Seldom::new(Arc::clone(&clock)),
             clock,
         })
     }
@@ -349,7 +352,9 @@ impl Keystone {
             Some(Fault::Refused(error)) => {
                 // It is there, so others may ask it.
                 self.breaker().succeeded();
-                tracing::error!(%endpoint, error, "the IAM service does not answer this one");
+                if let Some(questions) = self.refused.admit() {
+                    tracing::error!(%endpoint, error, questions, "the IAM service does not answer this one");
+                }
             }
             Some(Fault::OwnToken | Fault::Resting) => {}
             None => {
