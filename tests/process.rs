@@ -604,10 +604,7 @@ fn an_issuer_whose_settings_cannot_be_used_is_refused_at_the_start() {
     for (settings, reason) in [
         (format!("jwks_file = {none:?}"), "cannot be read"),
         (format!("jwks_file = {bad:?}"), "not JSON"),
-        (
-            format!("{url}\nca_file = {none:?}"),
-            "the ca_file cannot be read",
-        ),
+        (format!("{url}\nca_file = {none:?}"), "none: cannot be read"),
         (
             format!("{url}\nca_file = {bad:?}"),
             "there is no certificate",

@@ -443,6 +443,54 @@ async fn commands_and_a_gateway_ask_over_tls() {
 }
 
 #[tokio::test]
+async fn a_gateway_follows_the_files_by_which_it_knows_its_upstream() {
+    let site = Tls::new(REQUIRED, RULES);
+    let (_program, at) = site.serve();
+    let purpose = ExtendedKeyUsagePurpose::ClientAuth;
+    let own = |ca: &Ca| ca.issue(&[uri(STRANGER)], HOUR, purpose.clone());
+    let put = |ca: &Ca, (chain, key): (String, String)| {
+        site.site.write("upstream-ca.crt", &ca.pem());
+        site.site.write("gateway.crt", &chain);
+        site.site.write("gateway.key", &key);
+    };
+    let other = Ca::new();
+    put(&other, own(&other));
+    let server = format!("https://localhost:{}", at.grpc.port());
+    let mut arguments = vec!["gateway".to_owned(), "--upstream".to_owned(), server];
+    for (flag, file) in [
+        ("--ca-file", "upstream-ca.crt"),
+        ("--certificate-file", "gateway.crt"),
+        ("--private-key-file", "gateway.key"),
+    ] {
+        arguments.extend([flag.to_owned(), site.site.name(file)]);
+    }
+    arguments.extend(["--rest", "127.0.0.1:0", "--admin", "127.0.0.1:0"].map(str::to_owned));
+    let (program, gateway) = Program::serve(arguments);
+    let list = async || call(gateway.rest, TOKEN, "list-keys", &json!({})).await;
+    assert_eq!(
+        list().await.code(),
+        "APIGW.0201",
+        "it does not know the server"
+    );
+
+    // Half of what belongs together changes nothing.
+    let (chain, key) = own(&site.ca);
+    site.site.write("gateway.crt", &chain);
+    program
+        .stderr
+        .wait_for(|log| log.contains("the private key is another's"));
+    let metrics = fetch(gateway.admin, "/metrics").await.text;
+    assert_eq!(metric(&metrics, "kmsgate_stale_credential_files"), 1);
+
+    put(&site.ca, (chain, key));
+    let deadline = Instant::now() + PATIENCE;
+    while list().await.status != StatusCode::OK {
+        assert!(Instant::now() < deadline, "{}", program.stderr.text());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
 async fn what_a_proxy_says_is_believed_from_where_the_configuration_says() {
     let site = Site::new("");
     let rules = format!("[auth.forwarded]\npeers = [\"loopback\"]\n{RULES}");

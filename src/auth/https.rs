@@ -1,13 +1,14 @@
 //! Asking an issuer of credentials for something, over HTTPS.
 //!
 //! One connection for each question, which is a few an hour. No proxy, no redirect, no cookie; how
-//! long it may take and how much it may answer are bounded.
+//! long it may take and how much it may answer are bounded. The authorities that it is trusted by are
+//! in a [watched](Watched) file: the next question is asked by what it says then.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
+
+use crate::auth::file::{FileError, Malformed, Refresh, Secrecy, Watched};
 
 /// How long a question may take, from looking up the name to the end of the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,7 +49,7 @@ pub struct Endpoint {
     host: String,
     port: u16,
     /// How to speak TLS, and to whom; none in plain text.
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    tls: Option<(Arc<Watched<TlsConnector>>, ServerName<'static>)>,
 }
 
 impl Endpoint {
@@ -63,7 +66,7 @@ impl Endpoint {
         let tls = if is_tls {
             let name = ServerName::try_from(host.clone());
             let name = name.map_err(|_| EndpointError::Address)?;
-            Some((connector(ca_file)?, name))
+            Some((Arc::new(trusted(ca_file)?), name))
         } else {
             None
         };
@@ -74,6 +77,12 @@ impl Endpoint {
             port,
             tls,
         })
+    }
+
+    /// The file with the authorities, which must be read again when it changes; none in plain text.
+    pub fn file(&self) -> Option<Arc<dyn Refresh>> {
+        let (trusted, _) = self.tls.as_ref()?;
+        Some(Arc::<Watched<TlsConnector>>::clone(trusted))
     }
 
     /// What the server answers to a GET, which is at most `limit` bytes. It sees the token `bearer`.
@@ -114,7 +123,8 @@ impl Endpoint {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         match &self.tls {
             None => self.exchange(stream, request, limit).await,
-            Some((connector, name)) => {
+            Some((trusted, name)) => {
+                let connector = TlsConnector::clone(&trusted.current());
                 let stream = connector.connect(name.clone(), stream).await?;
                 self.exchange(stream, request, limit).await
             }
@@ -179,32 +189,59 @@ async fn read(response: Response<Incoming>, limit: usize) -> Result<Response<Byt
     Ok(Response::from_parts(head, whole.to_bytes()))
 }
 
-fn connector(ca_file: Option<&Path>) -> Result<TlsConnector, EndpointError> {
+/// The authorities in `ca_file`, or those that the system trusts.
+fn trusted(ca_file: Option<&Path>) -> Result<Watched<TlsConnector>, EndpointError> {
+    let system = || {
+        SYSTEM_ROOTS
+            .iter()
+            .map(Path::new)
+            .find(|path| path.exists())
+    };
+    let (path, parse) = match ca_file {
+        Some(path) => (path, named as fn(&str) -> _),
+        None => (
+            system().ok_or(EndpointError::NoRoots)?,
+            installed as fn(&str) -> _,
+        ),
+    };
+    let loaded = Watched::load(path, Secrecy::Public, parse);
+    loaded.map_err(|error| EndpointError::File(path.to_owned(), error))
+}
+
+/// Trusts the certificates that somebody has chosen, all of them.
+fn named(pem: &str) -> Result<TlsConnector, Malformed> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|_| malformed("the file is not PEM"))?;
+        let added = roots.add(certificate);
+        added.map_err(|_| malformed("a certificate in the file cannot be read"))?;
+    }
+    connector(roots)
+}
+
+/// Trusts the certificates that the system has. There may be some that this library cannot read.
+fn installed(pem: &str) -> Result<TlsConnector, Malformed> {
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok);
+    roots.add_parsable_certificates(certificates);
+    connector(roots)
+}
+
+fn connector(roots: RootCertStore) -> Result<TlsConnector, Malformed> {
+    if roots.is_empty() {
+        return Err(malformed("there is no certificate in the file"));
+    }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(ca_file)?)
+        .with_safe_default_protocol_versions()
+        .map_err(|_| malformed("there is no version of TLS"))?
+        .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, EndpointError> {
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = ca_file {
-        for certificate in CertificateDer::pem_slice_iter(&fs::read(path)?) {
-            roots.add(certificate.map_err(|_| EndpointError::Pem)?)?;
-        }
-    } else {
-        let found = SYSTEM_ROOTS.iter().find_map(|path| fs::read(path).ok());
-        let found = found.ok_or(EndpointError::NoRoots)?;
-        let certificates = CertificateDer::pem_slice_iter(&found).filter_map(Result::ok);
-        // A system may trust some that this library cannot read.
-        roots.add_parsable_certificates(certificates);
-    }
-    if roots.is_empty() {
-        return Err(EndpointError::NoRoots);
-    }
-    Ok(roots)
+const fn malformed(reason: &'static str) -> Malformed {
+    Malformed { line: None, reason }
 }
 
 /// Why an address cannot be asked.
@@ -213,17 +250,11 @@ pub enum EndpointError {
     /// It is not an address of HTTPS, or of HTTP on this machine.
     #[error("not an https address")]
     Address,
-    /// The file of authorities cannot be read.
-    #[error("the ca_file cannot be read: {0}")]
-    Read(#[from] io::Error),
-    /// It is not PEM.
-    #[error("the ca_file is not PEM")]
-    Pem,
-    /// A certificate in it is none.
-    #[error("the ca_file: {0}")]
-    Tls(#[from] rustls::Error),
-    /// Nobody is trusted.
-    #[error("there is no certificate of an authority: name a ca_file")]
+    /// The file of authorities cannot be used.
+    #[error("{path}: {1}", path = .0.display())]
+    File(PathBuf, #[source] FileError),
+    /// The system has no file of authorities.
+    #[error("this system has no certificates of authorities: name a ca_file")]
     NoRoots,
 }
 
@@ -255,7 +286,7 @@ pub enum FetchError {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::fs;
 
     use rustls::ServerConfig;
     use rustls::pki_types::PrivateKeyDer;
@@ -311,20 +342,49 @@ mod tests {
         };
         let good = fs::read_to_string(vector("authority.pem")).unwrap();
         assert!(with(&good).is_ok());
-        assert!(matches!(with(""), Err(EndpointError::NoRoots)));
-        assert!(matches!(with("x"), Err(EndpointError::NoRoots)));
         let (half, _) = good.split_at(good.len() / 2);
-        assert!(matches!(
-            with(&format!("{good}{half}")),
-            Err(EndpointError::Pem)
-        ));
-        let none = good.replace("MII", "AAA");
-        assert!(matches!(with(&none), Err(EndpointError::Tls(_))));
+        for (bad, why) in [
+            (String::new(), "there is no certificate in the file"),
+            ("x".to_owned(), "there is no certificate in the file"),
+            (format!("{good}{half}"), "the file is not PEM"),
+            (good.replace("MII", "AAA"), "cannot be read"),
+        ] {
+            let error = with(&bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            assert!(error.starts_with(path.to_str().unwrap()), "{error}");
+        }
         fs::remove_file(&path).unwrap();
-        assert!(matches!(
-            Endpoint::new(uri.clone(), Some(&path)),
-            Err(EndpointError::Read(_))
-        ));
+        let error = Endpoint::new(uri.clone(), Some(&path)).unwrap_err();
+        assert!(matches!(error, EndpointError::File(_, FileError::Io(_))));
+    }
+
+    #[tokio::test]
+    async fn authorities_are_those_that_the_file_has_when_something_is_asked() {
+        let port = serve_tls().await;
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("ca.pem");
+        let put = |text: &[u8]| {
+            let new = dir.path().join("new");
+            fs::write(&new, text).unwrap();
+            fs::rename(new, &path).unwrap();
+        };
+        put(&fs::read(vector("other.pem")).unwrap());
+        let uri = format!("https://localhost:{port}/keys").parse().unwrap();
+        let endpoint = Endpoint::new(uri, Some(&path)).unwrap();
+        let file = endpoint.file().unwrap();
+        assert_eq!(file.path(), path);
+        let error = endpoint.get(None, 100).await.unwrap_err().to_string();
+        assert!(error.contains("UnknownIssuer"), "{error}");
+
+        put(&fs::read(vector("authority.pem")).unwrap());
+        assert!(file.refresh().unwrap());
+        assert_eq!(endpoint.get(None, 100).await.unwrap(), "hello");
+        // One that is no file of authorities changes nothing.
+        put(b"x");
+        assert!(file.refresh().is_err());
+        assert_eq!(endpoint.get(None, 100).await.unwrap(), "hello");
+        let plain = Endpoint::new(Uri::from_static("http://localhost/"), None);
+        assert!(plain.unwrap().file().is_none());
     }
 
     #[test]

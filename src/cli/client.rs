@@ -3,8 +3,12 @@
 use std::error::Error as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status};
@@ -13,6 +17,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use zeroize::Zeroizing;
 
+use crate::auth::file::{Malformed, Secrecy, Watched};
 use crate::cli::{Failure, say};
 use crate::error::Causes;
 use crate::grpc::pb::crypto_service_client::CryptoServiceClient;
@@ -148,29 +153,86 @@ impl TlsFiles {
     /// A server that can be connected to.
     pub(super) fn endpoint(&self, server: &str) -> Result<Endpoint, Failure> {
         let endpoint = Endpoint::from_shared(server.to_owned())?;
-        if endpoint.uri().scheme_str() != Some("https") {
-            return match (&self.ca_file, &self.certificate_file) {
-                (None, None) => Ok(endpoint),
-                _ => Err(format!("{server} is not https, so no certificate has a use").into()),
-            };
-        }
-        let Some(ca_file) = &self.ca_file else {
-            return Err(format!("{server} is https: name its CA with --ca-file").into());
+        let Some(ca_file) = self.ca_file(&endpoint, server)? else {
+            return Ok(endpoint);
         };
-        let mut tls =
-            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&*read(ca_file)?));
-        if let (Some(chain), Some(key)) = (&self.certificate_file, &self.private_key_file) {
-            tls = tls.identity(Identity::from_pem(&*read(chain)?, &*read(key)?));
-        }
-        let endpoint = endpoint.tls_config(tls);
+        let own = match (&self.certificate_file, &self.private_key_file) {
+            (Some(chain), Some(key)) => Some((read(chain)?, read(key)?)),
+            _ => None,
+        };
+        let own = own.as_ref().map(|(chain, key)| (&***chain, &***key));
+        let endpoint = endpoint.tls_config(tls(&read(ca_file)?, own));
         endpoint
             .map_err(|error| format!("a file that was named for TLS: {}", Causes(&error)).into())
+    }
+
+    /// A channel to an https server, made anew when one of the files changes; none to any other.
+    pub(super) fn follow(
+        &self,
+        server: &str,
+        patience: Duration,
+    ) -> Result<Option<Arc<Watched<Channel>>>, Failure> {
+        let endpoint = Endpoint::from_shared(server.to_owned())?.connect_timeout(patience);
+        let Some(ca_file) = self.ca_file(&endpoint, server)? else {
+            return Ok(None);
+        };
+        let mut others = Vec::new();
+        if let (Some(chain), Some(key)) = (&self.certificate_file, &self.private_key_file) {
+            others.push((chain.clone(), Secrecy::Public));
+            others.push((key.clone(), Secrecy::Secret));
+        }
+        let parse = move |texts: &[Zeroizing<String>]| {
+            let (ca, own) = match texts {
+                [ca] => (ca, None),
+                [ca, chain, key] => (ca, Some((chain.as_str(), key.as_str()))),
+                _ => return Err(malformed("an authority is needed")),
+            };
+            let mut authorities = CertificateDer::pem_slice_iter(ca.as_bytes());
+            if !matches!(authorities.next(), Some(Ok(_))) {
+                return Err(malformed("there is no certificate in the file"));
+            }
+            let endpoint = endpoint.clone().tls_config(tls(ca, own));
+            let endpoint = endpoint.map_err(|_| {
+                malformed("a certificate cannot be used, or the private key is another's")
+            })?;
+            Ok(endpoint.connect_lazy())
+        };
+        let loaded = Watched::load_all(ca_file, Secrecy::Public, others, parse);
+        let loaded = loaded.map_err(|error| format!("{}: {error}", ca_file.display()))?;
+        Ok(Some(Arc::new(loaded)))
+    }
+
+    /// The CAs by which a server is known; none if it is not known by a certificate.
+    fn ca_file(&self, endpoint: &Endpoint, server: &str) -> Result<Option<&Path>, Failure> {
+        let is_https = endpoint.uri().scheme_str() == Some("https");
+        match (is_https, &self.ca_file, &self.certificate_file) {
+            (true, Some(file), _) => Ok(Some(file)),
+            (true, None, _) => Err(format!("{server} is https: name its CA with --ca-file").into()),
+            (false, None, None) => Ok(None),
+            (false, ..) => {
+                Err(format!("{server} is not https, so no certificate has a use").into())
+            }
+        }
     }
 
     async fn connect(&self, server: &str) -> Result<Channel, Failure> {
         let connected = self.endpoint(server)?.connect().await;
         connected.map_err(|error| format!("cannot reach {server}: {}", Causes(&error)).into())
     }
+}
+
+/// Knows a server by the authorities in `ca`, and shows it the certificate of `own` with its private key,
+/// all in PEM.
+fn tls(ca: &str, own: Option<(&str, &str)>) -> ClientTlsConfig {
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+    match own {
+        Some((chain, key)) => tls.identity(Identity::from_pem(chain, key)),
+        None => tls,
+    }
+}
+
+const fn malformed(reason: &'static str) -> Malformed {
+    Malformed { line: None, reason }
 }
 
 fn read(file: &Path) -> Result<Zeroizing<String>, Failure> {

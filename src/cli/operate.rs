@@ -4,9 +4,12 @@
 use std::fs;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::Channel;
 
+use crate::auth::file::{Refresh, Watched};
 use crate::auth::token;
 use crate::cli::{Failure, Gateway, say};
 use crate::config::{ClientCertificates, Config, Log, LogFormat, Tls, parse_duration};
@@ -54,9 +57,17 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
         )
         .into());
     }
-    let upstream = asked.upstream_tls.endpoint(&asked.upstream)?;
-    let upstream = upstream.connect_timeout(timeout).connect_lazy();
-    let upstream = Upstream::new(upstream, timeout);
+    let mut files: Vec<Arc<dyn Refresh>> = Vec::new();
+    let upstream = match asked.upstream_tls.follow(&asked.upstream, timeout)? {
+        Some(channel) => {
+            files.push(Arc::<Watched<Channel>>::clone(&channel));
+            Upstream::behind(move || Channel::clone(&channel.current()), timeout)
+        }
+        None => {
+            let endpoint = asked.upstream_tls.endpoint(&asked.upstream)?;
+            Upstream::new(endpoint.connect_timeout(timeout).connect_lazy(), timeout)
+        }
+    };
     let upstream = if asked.upstream_tls.has_certificate() {
         upstream.with_certificate()
     } else {
@@ -64,7 +75,7 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
     };
     let rest = server::bind(asked.rest).await?;
     let admin = server::bind(asked.admin).await?;
-    server::serve_gateway(rest, tls.as_ref(), admin, upstream, stop).await?;
+    server::serve_gateway(rest, tls.as_ref(), admin, upstream, files, stop).await?;
     Ok(())
 }
 

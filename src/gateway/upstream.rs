@@ -5,6 +5,8 @@
 //! upstream, which therefore gets all of them. Failures come back as they are: those of the remote
 //! service carry their row, and `refusal` tells any other as 504 or 502.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -49,10 +51,9 @@ const MAX_DATA: usize = 64 * 1024;
 const MAX_PAGE: usize = 4 * 1024 * 1024;
 
 /// A remote kmsgate.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Upstream {
-    crypto: CryptoServiceClient<Checked>,
-    keys: KeyServiceClient<Checked>,
+    channel: Arc<dyn Fn() -> Channel + Send + Sync>,
     timeout: Duration,
     has_certificate: bool,
 }
@@ -64,10 +65,17 @@ impl Upstream {
     /// A lazy channel lets a gateway start before its upstream. Give the endpoint a connect timeout
     /// too: it bounds how long a dead address is tried before the next attempt.
     pub fn new(channel: Channel, timeout: Duration) -> Self {
-        let channel = channel.map_response(checked as fn(_) -> _);
+        Self::behind(move || channel.clone(), timeout)
+    }
+
+    /// The services behind what is the channel at the time of a call, because what it was made of may
+    /// change.
+    pub fn behind(
+        channel: impl Fn() -> Channel + Send + Sync + 'static,
+        timeout: Duration,
+    ) -> Self {
         Self {
-            crypto: CryptoServiceClient::new(channel.clone()).max_decoding_message_size(MAX_DATA),
-            keys: KeyServiceClient::new(channel).max_decoding_message_size(MAX_PAGE),
+            channel: Arc::new(channel),
             timeout,
             has_certificate: false,
         }
@@ -81,6 +89,18 @@ impl Upstream {
             has_certificate: true,
             ..self
         }
+    }
+
+    fn checked(&self) -> Checked {
+        (self.channel)().map_response(checked as fn(_) -> _)
+    }
+
+    fn crypto(&self) -> CryptoServiceClient<Checked> {
+        CryptoServiceClient::new(self.checked()).max_decoding_message_size(MAX_DATA)
+    }
+
+    fn keys(&self) -> KeyServiceClient<Checked> {
+        KeyServiceClient::new(self.checked()).max_decoding_message_size(MAX_PAGE)
     }
 
     /// The request as the upstream gets it, and how long it may take.
@@ -108,6 +128,12 @@ impl Upstream {
     }
 }
 
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Upstream")
+    }
+}
+
 /// Implements a service by its client.
 macro_rules! forward {
     ($Service:ident by $client:ident: $( $method:ident($request:ident) -> $response:ident; )+) => {
@@ -118,7 +144,7 @@ macro_rules! forward {
                 request: Request<pb::$request>,
             ) -> Result<Response<pb::$response>, Status> {
                 let (request, limit) = self.outgoing(request)?;
-                match timeout(limit, self.$client.clone().$method(request)).await {
+                match timeout(limit, self.$client().$method(request)).await {
                     Ok(answer) => answer,
                     Err(elapsed) => {
                         let late = Error::from(Kind::DeadlineExceeded).caused_by(elapsed);

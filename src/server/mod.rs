@@ -572,12 +572,14 @@ async fn tell_of_store(freshness: Arc<Freshness>, readiness: Readiness, health: 
     }
 }
 
-/// Serves REST in front of a remote kmsgate until `stop` completes.
+/// Serves REST in front of a remote kmsgate until `stop` completes, and reads `files` again when they
+/// change.
 pub async fn serve_gateway(
     rest: TcpListener,
     tls: Option<&config::Tls>,
     admin_listener: TcpListener,
     upstream: gateway::Upstream,
+    mut files: Vec<Arc<dyn Refresh>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let tls = load_tls(tls)?;
@@ -585,6 +587,9 @@ pub async fn serve_gateway(
     let mut metrics = Metrics::new(front::names());
     if let Some(tls) = &tls {
         tell_of_tls(&mut metrics, tls);
+        files.push(Arc::<Tls>::clone(tls));
+    }
+    if !files.is_empty() {
         tell_of_files(&mut metrics, &stale);
     }
     let metrics = Arc::new(metrics);
@@ -606,7 +611,6 @@ pub async fn serve_gateway(
     };
     let (draining, drain) = watch::channel(false);
     let readiness = Readiness::stateless();
-    let files = tls.iter().map(|tls| Arc::<Tls>::clone(tls) as _).collect();
     let refreshing = tokio::spawn(refresh(files, stale));
     let tls = tls.map(|tls| Acceptor::new(tls, Face::Rest));
     let serving = tokio::spawn(listen::serve(rest, tls, front, drain, lives));
@@ -735,7 +739,10 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
             let keys = issuer_keys(configured, clock)?;
             match &keys {
                 jwt::Keys::File(file) => files.push(Arc::<Watched<KeySet>>::clone(file)),
-                jwt::Keys::Url(keys) => fetched.push(Arc::clone(keys)),
+                jwt::Keys::Url(keys) => {
+                    files.extend(keys.ca_file());
+                    fetched.push(Arc::clone(keys));
+                }
             }
             issuers.push(issuer(configured, keys));
         }
@@ -757,6 +764,7 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
         Some(configured) => {
             let keystone = keystone(configured, clock)?;
             files.push(Arc::<Keystone>::clone(&keystone));
+            files.extend(keystone.ca_file());
             authenticators.push(Arc::new(iam(configured, &keystone, clock)));
             Some(keystone)
         }

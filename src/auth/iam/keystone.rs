@@ -170,6 +170,12 @@ impl Keystone {
         })
     }
 
+    /// The file by which the service is trusted, which must be read again when it changes; none in plain
+    /// text.
+    pub fn ca_file(&self) -> Option<Arc<dyn Refresh>> {
+        self.endpoint.file()
+    }
+
     /// How many questions were not answered.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)

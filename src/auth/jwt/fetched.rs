@@ -14,6 +14,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Semaphore, watch};
 
 use crate::auth::AuthError;
+use crate::auth::file::Refresh;
 use crate::auth::https::{Endpoint, FetchError};
 use crate::auth::jwt::keys::KeySet;
 use crate::domain::time::{Clock, Timestamp};
@@ -108,6 +109,12 @@ impl Fetched {
             // Fails only when the sender is gone, and that is ours.
             let _ = tokio::time::timeout(pause, asked.changed()).await;
         }
+    }
+
+    /// The file by which the address is trusted, which must be read again when it changes; none in plain
+    /// text.
+    pub fn ca_file(&self) -> Option<Arc<dyn Refresh>> {
+        self.from.file()
     }
 
     /// How many fetches failed.
