@@ -6,7 +6,7 @@
 //! checks them again. Secrets are named by path and never stand here.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use http::Uri;
 use serde::{Deserialize, Deserializer};
 
+use crate::domain::address::{Address, is_this_machine};
 use crate::domain::caller::{Actions, MAX_ROLES, is_name};
 use crate::domain::identity::IdentityPattern;
 use crate::domain::jwt::Algorithm;
@@ -27,18 +28,18 @@ use crate::domain::rate::Cores;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where gRPC is served.
-    #[serde(default = "default_grpc")]
-    pub grpc: SocketAddr,
+    #[serde(default = "default_grpc", deserialize_with = "parsed")]
+    pub grpc: Address,
     /// Where REST is served.
-    #[serde(default = "default_rest")]
-    pub rest: SocketAddr,
+    #[serde(default = "default_rest", deserialize_with = "parsed")]
+    pub rest: Address,
     /// Where liveness, readiness and metrics are served, without credentials: no secrets, no keys.
-    #[serde(default = "default_admin")]
-    pub admin: SocketAddr,
+    #[serde(default = "default_admin", deserialize_with = "parsed")]
+    pub admin: Address,
     /// Whether gRPC reflection tells the schema to anyone who asks.
     #[serde(default)]
     pub reflection: bool,
-    /// TLS for gRPC and REST; both are in plain text if absent.
+    /// TLS for gRPC and REST over TCP; both are in plain text if absent. Unix sockets always are.
     #[serde(default)]
     pub tls: Option<Tls>,
     /// Whether gRPC and REST may be in plain text where other machines reach them.
@@ -411,6 +412,8 @@ pub struct Forwarded {
 pub enum ForwardedPeer {
     /// This machine, over TCP.
     Loopback,
+    /// Whoever can open a Unix socket.
+    Unix,
 }
 
 /// Where events go.
@@ -600,11 +603,19 @@ impl Config {
 
     /// Refuses plain text where other machines reach it, unless that is what was asked for.
     fn check_listeners(&self) -> Result<(), ConfigError> {
-        let open = [self.grpc, self.rest]
-            .into_iter()
-            .find(|address| !address.ip().is_loopback());
+        let faces = [&self.grpc, &self.rest];
+        let open = faces.into_iter().find(|address| !address.is_local());
+        let is_unix = |address: &&Address| matches!(address, Address::Unix(_));
+        let sockets = faces.iter().filter(|address| is_unix(address)).count();
+        let forwarded = self.auth.forwarded.as_ref();
+        if sockets == 0 && forwarded.is_some_and(|it| it.peers.contains(&ForwardedPeer::Unix)) {
+            return Err(ConfigError::NoUnixSocket);
+        }
         match (&self.tls, open) {
-            (None, Some(address)) if !self.allow_plaintext => Err(ConfigError::Plaintext(address)),
+            (None, Some(address)) if !self.allow_plaintext => {
+                Err(ConfigError::Plaintext(address.clone()))
+            }
+            (Some(_), _) if sockets == faces.len() => Err(ConfigError::IdleTls),
             (Some(_), _) if self.allow_plaintext => Err(ConfigError::PlaintextAndTls),
             (Some(tls), _)
                 if tls.client_ca_file.is_none()
@@ -781,10 +792,13 @@ pub enum ConfigError {
         "{0} is not on loopback: give it a [tls] section, or say allow_plaintext = true if something \
          in front of it encrypts"
     )]
-    Plaintext(SocketAddr),
+    Plaintext(Address),
     /// Both cannot be.
     #[error("allow_plaintext is for a server without a [tls] section")]
     PlaintextAndTls,
+    /// Nothing is encrypted with it.
+    #[error("tls: gRPC and REST are both on Unix sockets, which are in plain text")]
+    IdleTls,
     /// No client certificate could be good.
     #[error("tls: client_certificates = \"required\" needs a client_ca_file")]
     NoClientCa,
@@ -794,6 +808,9 @@ pub enum ConfigError {
     /// What is told stands for nobody.
     #[error("auth.forwarded: needs [[auth.mtls]] rules that say whom an identity stands for")]
     NoIdentities,
+    /// Nobody could connect from where they would be believed.
+    #[error("auth.forwarded: peers names unix, and neither gRPC nor REST is on a Unix socket")]
+    NoUnixSocket,
     /// The settings of an issuer contradict themselves.
     #[error("auth.jwt {0:?}: {1}")]
     Jwt(String, &'static str),
@@ -828,16 +845,20 @@ pub enum ConfigError {
     NoRate(&'static str, &'static str),
 }
 
-fn default_grpc() -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, 9090).into()
+fn default_grpc() -> Address {
+    loopback(9090)
 }
 
-fn default_rest() -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, 8080).into()
+fn default_rest() -> Address {
+    loopback(8080)
 }
 
-fn default_admin() -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, 9100).into()
+fn default_admin() -> Address {
+    loopback(9100)
+}
+
+fn loopback(port: u16) -> Address {
+    Address::Tcp((Ipv4Addr::LOCALHOST, port).into())
 }
 
 fn default_sessions() -> NonZeroUsize {
@@ -952,13 +973,11 @@ fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uri, D::Error> {
     let text = String::deserialize(deserializer)?;
     let uri: Result<Uri, _> = text.parse();
     let fits = |uri: &Uri| {
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let address: Result<IpAddr, _> = host.parse();
-        let is_here = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+        let host = uri.host().unwrap_or_default();
         let authority = uri.authority().map_or("@", |authority| authority.as_str());
         let is_safe = match uri.scheme_str() {
             Some("https") => true,
-            Some("http") => is_here,
+            Some("http") => is_this_machine(host),
             _ => false,
         };
         is_safe && !host.is_empty() && !authority.contains('@')
@@ -1025,8 +1044,8 @@ mod tests {
     #[test]
     fn three_lines_run_a_server_on_loopback() {
         let config = Config::parse(SMALLEST).unwrap();
-        assert!(config.grpc.ip().is_loopback() && config.rest.ip().is_loopback());
-        assert!(config.admin.ip().is_loopback() && !config.reflection);
+        assert!(config.grpc.is_local() && config.rest.is_local());
+        assert!(config.admin.is_local() && !config.reflection);
     }
 
     #[test]
@@ -1318,6 +1337,23 @@ mod tests {
             ("rest = \"[::]:1\"", "", Some("[::]:1 is not on loopback")),
             ("rest = \"[::]:1\"\nallow_plaintext = true", "", None),
             ("rest = \"[::]:1\"", tls, None),
+            ("grpc = \"unix:/k\"\nrest = \"unix:/r\"", "", None),
+            ("grpc = \"unix:/k\"\nrest = \"[::]:1\"", tls, None),
+            (
+                "grpc = \"unix:/k\"\nrest = \"[::]:1\"",
+                "",
+                Some("[::]:1 is not on loopback"),
+            ),
+            (
+                "grpc = \"unix:/k\"\nrest = \"unix:/r\"",
+                tls,
+                Some("both on Unix sockets"),
+            ),
+            (
+                "grpc = \"unix:\"",
+                "",
+                Some("expected an address and a port"),
+            ),
             (
                 "allow_plaintext = true",
                 tls,
@@ -1333,6 +1369,7 @@ mod tests {
         let rule =
             "[[auth.mtls]]\nidentity = \"dns:a.b\"\nproject = \"p\"\nactions = [\"kms:*\"]\n";
         let told = "[auth.forwarded]\npeers = [\"loopback\"]\n";
+        let by_socket = "[auth.forwarded]\npeers = [\"unix\"]\n";
         let tls = "[tls]\ncertificate_file = \"c\"\nprivate_key_file = \"k\"\n";
         let clients = "client_ca_file = \"a\"\n";
         let required = "client_certificates = \"required\"\n";
@@ -1347,6 +1384,11 @@ mod tests {
             (format!("{none}{rule}{tls}{clients}"), None),
             (format!("{none}{rule}{told}"), None),
             (format!("{token}{tls}{clients}{required}"), None),
+            (format!("rest = \"unix:/r\"\n{none}{rule}{by_socket}"), None),
+            (
+                format!("admin = \"unix:/a\"\n{none}{rule}{by_socket}"),
+                Some("neither gRPC nor REST is on a Unix socket"),
+            ),
             (format!("{none}{tls}{clients}"), Some("nobody is let in")),
             (
                 format!("{token}{rule}"),

@@ -747,7 +747,7 @@ impl Request {
     }
 }
 
-static PEER: Peer = Peer::UNIX;
+static PEER: Peer = Peer::unix(0);
 
 async fn ask(
     authenticator: &impl Authenticator,

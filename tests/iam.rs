@@ -25,6 +25,7 @@ use kmsgate::auth::file::Refresh;
 use kmsgate::auth::https::Endpoint;
 use kmsgate::auth::iam::{Iam, Keystone, Rule};
 use kmsgate::auth::{AuthError, Authenticator, Evidence, Peer};
+use kmsgate::domain::address::Origin;
 use kmsgate::domain::caller::{Action, Actions, Caller};
 use kmsgate::domain::time::{Clock, Timestamp};
 
@@ -396,7 +397,7 @@ fn moment(millis: i64) -> String {
 
 fn peer(address: &str) -> Peer {
     Peer {
-        address: Some(address.parse().unwrap()),
+        origin: Origin::Tcp(address.parse().unwrap()),
         certificate: None,
     }
 }
@@ -478,7 +479,7 @@ impl World {
     }
 
     async fn ask(&self, token: &str) -> Result<Option<Arc<Caller>>, AuthError> {
-        self.ask_as(&Peer::UNIX, token).await
+        self.ask_as(&Peer::unix(0), token).await
     }
 
     async fn ask_as(&self, peer: &Peer, token: &str) -> Result<Option<Arc<Caller>>, AuthError> {

@@ -879,12 +879,13 @@ fn headers(name: &'static str, value: &str) -> HeaderMap {
 
 fn evidence(headers: &HeaderMap) -> Evidence<'_> {
     static URI: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("/v1.0/shop/kms/list-keys"));
+    static PEER: Peer = Peer::unix(0);
     Evidence {
         method: &Method::POST,
         uri: &URI,
         headers,
         body: None,
-        peer: &Peer::UNIX,
+        peer: &PEER,
     }
 }
 

@@ -284,7 +284,7 @@ fn refuses(authenticator: &dyn Authenticator, headers: &HeaderMap, body: Option<
         uri: &Uri::from_static("/"),
         headers,
         body,
-        peer: &Peer::UNIX,
+        peer: &Peer::unix(0),
     };
     let mut answer = pin!(authenticator.authenticate(&request));
     // It has nothing to wait for.

@@ -14,7 +14,7 @@ use libfuzzer_sys::fuzz_target;
 
 const TOKEN: &[u8] = b"known-token";
 
-static PEER: Peer = Peer::UNIX;
+static PEER: Peer = Peer::unix(0);
 
 static CHAIN: LazyLock<Chain> = LazyLock::new(|| {
     let file = Scratch::new();

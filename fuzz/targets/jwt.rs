@@ -114,7 +114,7 @@ fn ask(jwt: &Jwt, token: &[u8]) -> Option<Option<()>> {
         uri: &Uri::from_static("/"),
         headers: &headers,
         body: None,
-        peer: &Peer::UNIX,
+        peer: &Peer::unix(0),
     };
     let answer = now(jwt.authenticate(&evidence));
     answer.ok().map(|caller| caller.map(|_| ()))

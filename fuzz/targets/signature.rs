@@ -92,7 +92,7 @@ impl Asked {
             uri: &self.uri,
             headers: &headers,
             body: Some(&self.body),
-            peer: &Peer::UNIX,
+            peer: &Peer::unix(0),
         };
         assert!(KEYS.signs_body(&headers));
         now(KEYS.authenticate(&evidence)).is_ok_and(|caller| caller.is_some())

@@ -75,7 +75,7 @@ fn made(name: &[u8], project: &[u8], action: &[u8], token: &[u8]) {
         uri: &Uri::from_static("/"),
         headers: &headers,
         body: None,
-        peer: &Peer::UNIX,
+        peer: &Peer::unix(0),
     };
     if token.is_empty() {
         assert!(now(tokens.authenticate(&evidence)).is_err());

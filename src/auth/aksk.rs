@@ -719,7 +719,7 @@ mod tests {
                     uri: &Uri::from_static("/"),
                     headers: &headers,
                     body: Some(b""),
-                    peer: &Peer::UNIX,
+                    peer: &Peer::unix(0),
                 };
                 if let Ok(Some(header)) = find(&headers) && let Ok(claim) = Claim::parse(header) {
                     let _ = claim.signed_text(&request, b"", Timestamp(0));

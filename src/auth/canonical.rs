@@ -209,7 +209,7 @@ mod tests {
             uri: &uri.parse().unwrap(),
             headers: &headers,
             body: Some(b""),
-            peer: &Peer::UNIX,
+            peer: &Peer::unix(0),
         };
         let signed = SignedHeaders::parse("content-type;host;x-sdk-date").unwrap();
         let payload = hex::encode(&Sha256::digest(b"").into());

@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 use crate::auth::file::{FileError, Malformed, Refresh, Secrecy, Watched};
+use crate::domain::address::is_this_machine;
 
 /// How long a question may take, from looking up the name to the end of the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ impl Endpoint {
         let host = host.trim_matches(['[', ']']).to_owned();
         let is_tls = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS => true,
-            Some(scheme) if *scheme == Scheme::HTTP && is_loopback(&host) => false,
+            Some(scheme) if *scheme == Scheme::HTTP && is_this_machine(&host) => false,
             _ => return Err(EndpointError::Address),
         };
         let tls = if is_tls {
@@ -167,12 +167,6 @@ impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.uri.fmt(f)
     }
-}
-
-/// Whether a host is this machine.
-fn is_loopback(host: &str) -> bool {
-    let address: Result<IpAddr, _> = host.parse();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// A header's value that no log shows.

@@ -9,13 +9,13 @@
 //! Implement [`Authenticator`] in one file and put it into the chain that `server` builds.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::{HeaderMap, Method, Uri};
 
 use crate::auth::mtls::Certificate;
+use crate::domain::address::Origin;
 use crate::domain::caller::Caller;
 
 pub mod aksk;
@@ -61,18 +61,20 @@ pub struct Evidence<'a> {
 /// The other end of a connection: what all its requests have in common.
 #[derive(Debug)]
 pub struct Peer {
-    /// Its address; none on a Unix socket.
-    pub address: Option<SocketAddr>,
+    /// Where it connects from.
+    pub origin: Origin,
     /// The certificate that it has proven to own.
     pub certificate: Option<Certificate>,
 }
 
 impl Peer {
-    /// The other end of a Unix socket, of which nothing is known.
-    pub const UNIX: Self = Self {
-        address: None,
-        certificate: None,
-    };
+    /// The other end of a Unix socket: a process of this user.
+    pub const fn unix(user: u32) -> Self {
+        Self {
+            origin: Origin::Unix(user),
+            certificate: None,
+        }
+    }
 }
 
 /// Authenticators in the order in which they are asked.

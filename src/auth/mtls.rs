@@ -9,7 +9,6 @@
 //! Behind a sidecar the certificate ends at the proxy, which says what it was in
 //! `x-forwarded-client-cert`. That header is believed from [configured](Forwarded) peers alone.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -21,6 +20,7 @@ use x509_cert::ext::pkix::name::GeneralName;
 
 use crate::auth::seldom::Seldom;
 use crate::auth::{AuthError, Authenticator, Evidence, Peer};
+use crate::domain::address::Origin;
 use crate::domain::caller::{Actions, Caller};
 use crate::domain::identity::{Identity, IdentityPattern};
 use crate::domain::key::ProjectId;
@@ -197,24 +197,34 @@ impl Authenticator for ClientCertificates {
 #[derive(Debug)]
 pub struct Forwarded {
     rules: Arc<Rules>,
-    /// Whether those are believed who connect from this machine over TCP.
-    believes_loopback: bool,
+    believed: Vec<Neighbour>,
     unbelieved: Seldom,
 }
 
+/// Who is believed what it says of its clients' certificates. Nobody on another machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Neighbour {
+    /// Who connects from this machine over TCP.
+    Loopback,
+    /// Who connects to a Unix socket: those whom its file lets.
+    Unix,
+}
+
 impl Forwarded {
-    /// Asks `rules` about what peers on loopback say, if they are believed, or else nobody.
-    pub const fn new(rules: Arc<Rules>, believes_loopback: bool, clock: Arc<dyn Clock>) -> Self {
+    /// Asks `rules` about what those say who are believed.
+    pub const fn new(rules: Arc<Rules>, believed: Vec<Neighbour>, clock: Arc<dyn Clock>) -> Self {
         Self {
             rules,
-            believes_loopback,
+            believed,
             unbelieved: Seldom::new(clock),
         }
     }
 
     fn believes(&self, peer: &Peer) -> bool {
-        let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
-        self.believes_loopback && peer.address.is_some_and(is_loopback)
+        self.believed.iter().any(|neighbour| match neighbour {
+            Neighbour::Loopback => peer.origin.is_loopback(),
+            Neighbour::Unix => matches!(peer.origin, Origin::Unix(_)),
+        })
     }
 }
 
@@ -227,9 +237,9 @@ impl Authenticator for Forwarded {
         };
         if !self.believes(request.peer) {
             if let Some(requests) = self.unbelieved.admit() {
-                let address = request.peer.address.map(tracing::field::display);
+                let peer = request.peer.origin;
                 tracing::warn!(
-                    address,
+                    %peer,
                     requests,
                     "a peer that is not configured sent x-forwarded-client-cert"
                 );

@@ -26,7 +26,7 @@ use crate::grpc::pb::key_service_client::KeyServiceClient;
 /// Which server to ask, and as whom.
 #[derive(Debug, Args)]
 pub(super) struct Connection {
-    /// The gRPC address of the server, such as http://127.0.0.1:9090
+    /// The gRPC address of the server, such as http://127.0.0.1:9090 or unix:/run/kmsgate/grpc.sock
     #[arg(long, value_name = "URL", global = true)]
     server: Option<String>,
     /// The file that holds the token, and nothing else

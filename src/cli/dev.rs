@@ -6,7 +6,6 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +25,7 @@ use crate::cli::operate::stop_signal;
 use crate::cli::{Dev, Failure, say};
 use crate::config::{Config, Log, LogFormat};
 use crate::crypto::root::RootKey;
+use crate::domain::address::Address;
 use crate::domain::key::{KeyId, KeySpec};
 use crate::grpc::pb;
 use crate::grpc::pb::crypto_service_client::CryptoServiceClient;
@@ -67,9 +67,9 @@ impl Dev {
             sm2: key("dev-sm2", KeySpec::Sm2, None).await?,
         };
         let addresses = Addresses {
-            grpc: listeners.grpc.local_addr()?,
-            rest: listeners.rest.local_addr()?,
-            admin: listeners.admin.local_addr()?,
+            grpc: listeners.grpc.address()?,
+            rest: listeners.rest.address()?,
+            admin: listeners.admin.address()?,
         };
         files.write_env(&credentials, &keys, &addresses)?;
 
@@ -104,9 +104,9 @@ struct Keys {
 
 /// Where the server listens.
 struct Addresses {
-    grpc: SocketAddr,
-    rest: SocketAddr,
-    admin: SocketAddr,
+    grpc: Address,
+    rest: Address,
+    admin: Address,
 }
 
 impl Files {

@@ -20,6 +20,7 @@ use crate::cli::client::{Connection, TlsFiles};
 use crate::cli::data::{Decrypt, Encrypt};
 use crate::cli::key::KeyCommand;
 use crate::cli::policy::Explain;
+use crate::domain::address::Address;
 
 /// Why a command failed, for a person to read.
 type Failure = Box<dyn StdError + Send + Sync>;
@@ -98,14 +99,14 @@ struct Serve {
 
 #[derive(Debug, Args)]
 struct Gateway {
-    /// The gRPC address of the remote kmsgate, such as https://kmsgate:9090
+    /// The gRPC address of the remote kmsgate, such as https://kmsgate:9090 or unix:/run/kmsgate/grpc.sock
     #[arg(long, value_name = "URL")]
     upstream: String,
     #[command(flatten)]
     upstream_tls: TlsFiles,
-    /// Where REST is served
+    /// Where REST is served: an address and a port, or unix: and a path
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
-    rest: SocketAddr,
+    rest: Address,
     /// The certificate under which REST is served, in PEM; it is read again when it changes
     #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
     tls_certificate_file: Option<PathBuf>,
@@ -117,7 +118,7 @@ struct Gateway {
     allow_plaintext: bool,
     /// Where liveness, readiness and metrics are served
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9100")]
-    admin: SocketAddr,
+    admin: Address,
     /// How long the upstream may take to answer: a number and ms, s or m
     #[arg(long, value_name = "TIME", default_value = "10s")]
     timeout: String,
@@ -158,7 +159,7 @@ enum PolicyCommand {
 
 #[derive(Debug, Args)]
 struct Health {
-    /// The gRPC address of the server; a health check needs no credential
+    /// The gRPC address of the server, or unix: and a path; a health check needs no credential
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090")]
     server: String,
     #[command(flatten)]

@@ -49,8 +49,8 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
         }),
         _ => None,
     };
-    if tls.is_none() && !asked.allow_plaintext && !asked.rest.ip().is_loopback() {
-        let rest = asked.rest;
+    if tls.is_none() && !asked.allow_plaintext && !asked.rest.is_local() {
+        let rest = &asked.rest;
         return Err(format!(
             "{rest} is not on loopback: name a --tls-certificate-file, or say --allow-plaintext if \
              something in front of it encrypts"
@@ -73,8 +73,8 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
     } else {
         upstream
     };
-    let rest = server::bind(asked.rest).await?;
-    let admin = server::bind(asked.admin).await?;
+    let rest = server::bind(&asked.rest).await?;
+    let admin = server::bind(&asked.admin).await?;
     server::serve_gateway(rest, tls.as_ref(), admin, upstream, files, stop).await?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Nothing here reads, writes or waits, and nothing here knows a transport. A value that exists is
 //! valid, so code that holds one never checks it again.
 
+pub mod address;
 pub mod algorithm;
 pub mod caller;
 pub mod cost;

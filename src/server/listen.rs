@@ -26,11 +26,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::server::TlsStream;
 
 use crate::auth::Peer;
+use crate::server::bind::{Accepted, Listener};
 use crate::server::front::Body;
 use crate::server::tls::Acceptor;
 
@@ -84,10 +85,10 @@ pub(super) struct Lives {
     pub(super) drain: Duration,
 }
 
-/// Serves `listener`, behind `tls` if there is any, until `stop` turns true, then lets open requests
-/// end.
+/// Serves `listener`, behind `tls` if there is any and it is a TCP port, until `stop` turns true, then
+/// lets open requests end.
 pub(super) async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     tls: Option<Acceptor>,
     answer: impl Answer,
     mut stop: watch::Receiver<bool>,
@@ -101,7 +102,7 @@ pub(super) async fn serve(
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        let (stream, address) = match accepted {
+        let (stream, origin) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -114,15 +115,15 @@ pub(super) async fn serve(
         let mut stop = stop.clone();
         tokio::spawn(async move {
             let _open = open;
-            // Small answers must not wait for more.
-            let _ = stream.set_nodelay(true);
             let mut peer = Peer {
-                address: Some(address),
+                origin,
                 certificate: None,
             };
-            let stream = match tls {
-                None => Stream::Tcp(stream),
-                Some(tls) => {
+            let stream = match (stream, tls) {
+                // No other machine reads along.
+                (Accepted::Unix(stream), _) => Stream::Unix(stream),
+                (Accepted::Tcp(stream), None) => Stream::Tcp(stream),
+                (Accepted::Tcp(stream), Some(tls)) => {
                     let accepted = tokio::select! {
                         accepted = tls.accept(stream) => accepted,
                         _ = stop.wait_for(|stop| *stop) => return,
@@ -133,7 +134,7 @@ pub(super) async fn serve(
                             Stream::Tls(Box::new(stream))
                         }
                         Err(error) => {
-                            tracing::debug!(%error, %address, "a TLS handshake failed");
+                            tracing::debug!(%error, peer = %origin, "a TLS handshake failed");
                             return;
                         }
                     }
@@ -365,6 +366,7 @@ struct Wire {
 /// What a connection is made of.
 enum Stream {
     Tcp(TcpStream),
+    Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -384,6 +386,7 @@ impl Wire {
         while !self.out.is_empty() {
             let sent = match &mut self.stream {
                 Stream::Tcp(stream) => Pin::new(stream).poll_write(context, &self.out),
+                Stream::Unix(stream) => Pin::new(stream).poll_write(context, &self.out),
                 Stream::Tls(stream) => Pin::new(stream).poll_write(context, &self.out),
             };
             let sent = ready!(sent)?;
@@ -396,7 +399,7 @@ impl Wire {
             self.out = BytesMut::new();
         }
         match &mut self.stream {
-            Stream::Tcp(_) => Poll::Ready(Ok(())),
+            Stream::Tcp(_) | Stream::Unix(_) => Poll::Ready(Ok(())),
             // TLS keeps what it has encrypted and the system has not taken.
             Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
         }
@@ -440,6 +443,7 @@ impl AsyncRead for Corked {
         let before = buffer.filled().len();
         let poll = match &mut lock(&self.wire).stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         };
         self.read
@@ -494,6 +498,7 @@ impl AsyncWrite for Corked {
         ready!(wire.send(context))?;
         match &mut wire.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
@@ -503,6 +508,7 @@ impl AsyncWrite for Corked {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
     // The clock is paused and jumps to the next timer when nothing else is to do, so the limits below
     // take no time.
@@ -699,6 +705,7 @@ mod tests {
     async fn connected() -> (TcpStream, Stop) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let listener = listener.into();
         let (sender, stop) = watch::channel(false);
         let lives = Lives {
             age: AGE,

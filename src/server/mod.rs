@@ -13,6 +13,7 @@
 //! program uses the configuration and SIGTERM.
 
 mod admin;
+mod bind;
 mod etcd;
 mod front;
 mod listen;
@@ -20,8 +21,6 @@ mod tls;
 mod token;
 
 use std::fmt;
-use std::future::IntoFuture;
-use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::pin::pin;
@@ -29,7 +28,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
@@ -43,7 +41,7 @@ use crate::auth::file::{FileError, Refresh, Secrecy, Watched};
 use crate::auth::https::{Endpoint, EndpointError};
 use crate::auth::iam::{self, Iam, Keystone};
 use crate::auth::jwt::{self, Jwt, KeySet};
-use crate::auth::mtls::{ClientCertificates, Forwarded, Rule, Rules};
+use crate::auth::mtls::{ClientCertificates, Forwarded, Neighbour, Rule, Rules};
 use crate::auth::policy::Policy;
 use crate::auth::token::Tokens;
 use crate::auth::{Authenticator, Chain};
@@ -53,6 +51,7 @@ use crate::crypto::pool::{Pool, PoolError};
 use crate::crypto::root::{Root, RootKey, RootKeyError};
 use crate::crypto::rustcrypto::RustCrypto;
 use crate::crypto::{Choice, InvalidProviders, Provider, ProviderError, Providers};
+use crate::domain::address::Address;
 use crate::domain::caller::{Action, Actions, Caller};
 use crate::domain::key::{KeyAlias, KeyDescription, KeyId, KeySpec, KeyUsage, ProjectId};
 use crate::domain::rate::Rate;
@@ -78,6 +77,8 @@ use crate::store::sqlite::{Findings, Sqlite};
 use crate::store::{KeyStore, StoreError};
 use crate::telemetry::{Metrics, Read};
 
+pub use crate::server::bind::Listener;
+
 /// The most bytes of a request's message, body, and headers each.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
@@ -94,28 +95,28 @@ const SWEEP: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Listeners {
     /// For gRPC.
-    pub grpc: TcpListener,
+    pub grpc: Listener,
     /// For REST.
-    pub rest: TcpListener,
+    pub rest: Listener,
     /// For probes and metrics.
-    pub admin: TcpListener,
+    pub admin: Listener,
 }
 
 impl Listeners {
     /// Binds the configured addresses.
     pub async fn bind(config: &Config) -> Result<Self, StartError> {
         Ok(Self {
-            grpc: bind(config.grpc).await?,
-            rest: bind(config.rest).await?,
-            admin: bind(config.admin).await?,
+            grpc: bind(&config.grpc).await?,
+            rest: bind(&config.rest).await?,
+            admin: bind(&config.admin).await?,
         })
     }
 }
 
 /// Binds one address.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|error| StartError::Bind(address, error))
+pub async fn bind(address: &Address) -> Result<Listener, StartError> {
+    let bound = Listener::bind(address).await;
+    bound.map_err(|error| StartError::Bind(address.clone(), error))
 }
 
 /// A server, built and not yet serving.
@@ -269,9 +270,7 @@ impl Server {
         let readiness = Readiness::new(Arc::clone(&self.kms.store));
         // Probes are answered while the store is waited for.
         let probes = admin::router(Arc::clone(&metrics), readiness.clone());
-        let admin = AbortOnDrop(tokio::spawn(
-            axum::serve(listeners.admin, probes).into_future(),
-        ));
+        let admin = AbortOnDrop(tokio::spawn(listeners.admin.serve(probes)));
         let following = {
             let kms = Arc::clone(&self.kms);
             tokio::spawn(async move { kms.store.follow(&*kms.keyring).await })
@@ -355,7 +354,8 @@ impl Server {
         for task in chores {
             task.abort();
         }
-        drop((following, refreshing, admin));
+        drop((following, refreshing));
+        admin.end().await;
         tracing::info!("stopped");
         Ok(())
     }
@@ -575,9 +575,9 @@ async fn tell_of_store(freshness: Arc<Freshness>, readiness: Readiness, health: 
 /// Serves REST in front of a remote kmsgate until `stop` completes, and reads `files` again when they
 /// change.
 pub async fn serve_gateway(
-    rest: TcpListener,
+    rest: Listener,
     tls: Option<&config::Tls>,
-    admin_listener: TcpListener,
+    admin_listener: Listener,
     upstream: gateway::Upstream,
     mut files: Vec<Arc<dyn Refresh>>,
     stop: impl Future<Output = ()>,
@@ -615,7 +615,7 @@ pub async fn serve_gateway(
     let tls = tls.map(|tls| Acceptor::new(tls, Face::Rest));
     let serving = tokio::spawn(listen::serve(rest, tls, front, drain, lives));
     let probes = admin::router(metrics, readiness.clone());
-    let admin = tokio::spawn(axum::serve(admin_listener, probes).into_future());
+    let admin = AbortOnDrop(tokio::spawn(admin_listener.serve(probes)));
     serving_at.log();
     stop.await;
     readiness.stop();
@@ -623,7 +623,7 @@ pub async fn serve_gateway(
     draining.send_replace(true);
     let _ = serving.await;
     refreshing.abort();
-    admin.abort();
+    admin.end().await;
     Ok(())
 }
 
@@ -633,6 +633,14 @@ struct AbortOnDrop<T>(JoinHandle<T>);
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+impl<T> AbortOnDrop<T> {
+    /// Ends the task, and what it holds with it: a socket's file.
+    async fn end(mut self) {
+        self.0.abort();
+        let _ = (&mut self.0).await;
     }
 }
 
@@ -650,8 +658,8 @@ impl ServingAt {
     }
 }
 
-fn place(listener: &TcpListener) -> String {
-    let bound = listener.local_addr();
+fn place(listener: &Listener) -> String {
+    let bound = listener.address();
     bound.map_or_else(|error| error.to_string(), |address| address.to_string())
 }
 
@@ -782,8 +790,12 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
         authenticators.push(Arc::new(ClientCertificates::new(Arc::clone(&rules), clock)));
     }
     if let Some(forwarded) = &config.auth.forwarded {
-        let loopback = forwarded.peers.contains(&config::ForwardedPeer::Loopback);
-        authenticators.push(Arc::new(Forwarded::new(rules, loopback, Arc::clone(clock))));
+        let believed = forwarded.peers.iter().map(|peer| match peer {
+            config::ForwardedPeer::Loopback => Neighbour::Loopback,
+            config::ForwardedPeer::Unix => Neighbour::Unix,
+        });
+        let forwarded = Forwarded::new(rules, believed.collect(), Arc::clone(clock));
+        authenticators.push(Arc::new(forwarded));
     }
     let chain = Chain::new(authenticators);
     Ok(Credentials {
@@ -1063,7 +1075,7 @@ fn boot_time() -> Duration {
 pub enum StartError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
-    Bind(SocketAddr, #[source] std::io::Error),
+    Bind(Address, #[source] std::io::Error),
     /// The root key cannot be used.
     #[error("root key {0}: {causes}", causes = Causes(.1))]
     RootKey(String, #[source] RootKeyError),

@@ -74,8 +74,9 @@ impl Program {
         let line = serving(&log).unwrap();
         let address = |name: &str| {
             let address = line[name].as_str();
-            // A gateway has no gRPC address.
-            address.unwrap_or("0.0.0.0:0").parse().unwrap()
+            // A gateway has no gRPC address, and a Unix socket no port.
+            let port = address.filter(|address| !address.starts_with("unix:"));
+            port.unwrap_or("0.0.0.0:0").parse().unwrap()
         };
         let addresses = Addresses {
             grpc: address("grpc"),

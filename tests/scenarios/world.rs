@@ -94,13 +94,14 @@ impl World {
         let config = write_files(dir.path(), keys, rules).await + lines;
         let config = Config::parse(&config).unwrap();
         let listen = || TcpListener::bind("127.0.0.1:0");
+        let (grpc_port, rest_port) = (listen().await.unwrap(), listen().await.unwrap());
+        let grpc = grpc_port.local_addr().unwrap();
+        let rest = rest_port.local_addr().unwrap();
         let listeners = Listeners {
-            grpc: listen().await.unwrap(),
-            rest: listen().await.unwrap(),
-            admin: listen().await.unwrap(),
+            grpc: grpc_port.into(),
+            rest: rest_port.into(),
+            admin: listen().await.unwrap().into(),
         };
-        let grpc = listeners.grpc.local_addr().unwrap();
-        let rest = listeners.rest.local_addr().unwrap();
         let server = Server::build(&config).unwrap();
         let (stop, stopped) = oneshot::channel();
         tokio::spawn(async move {

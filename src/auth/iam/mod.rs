@@ -16,7 +16,6 @@ mod keystone;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,6 +32,7 @@ use crate::auth::entry;
 use crate::auth::iam::keystone::{Fault, Subject};
 use crate::auth::token;
 use crate::auth::{AuthError, Authenticator, Evidence, Peer};
+use crate::domain::address::Source;
 use crate::domain::caller::{Actions, Caller};
 use crate::domain::key::ProjectId;
 use crate::domain::rate::Rate;
@@ -61,8 +61,8 @@ const MOST_OWED: u64 = 5_000_000_000;
 /// The most roles of a token.
 const MAX_ROLES: usize = 64;
 
-/// The most peers of which that is known.
-const PEERS: usize = 4096;
+/// The most sources of which that is known.
+const SOURCES: usize = 4096;
 
 /// What a role of an IAM token may do.
 #[derive(Clone, Debug)]
@@ -100,8 +100,8 @@ struct Shared {
     /// Places for questions, and for those among them that the service is being asked.
     places: Arc<Semaphore>,
     asking: Semaphore,
-    /// For each peer, from when on it owes nothing, in nanoseconds since 1970.
-    peers: Mutex<unsync::Cache<IpAddr, u64>>,
+    /// For each source of questions, from when on it owes nothing, in nanoseconds since 1970.
+    sources: Mutex<unsync::Cache<Source, u64>>,
     rate: Rate,
     clock: Arc<dyn Clock>,
 }
@@ -144,7 +144,7 @@ impl Iam {
             questions: Mutex::default(),
             places: Arc::new(Semaphore::new(QUESTIONS)),
             asking: Semaphore::new(ASKING),
-            peers: Mutex::new(unsync::Cache::new(PEERS)),
+            sources: Mutex::new(unsync::Cache::new(SOURCES)),
             rate: Rate::requests(BAD_TOKENS_A_SECOND, BAD_TOKENS),
             clock,
         }))
@@ -191,12 +191,12 @@ impl Iam {
         if let Some(answer) = questions.get(&hash) {
             return Ok(answer.clone());
         }
-        let network = network(peer);
-        if !self.0.charge(network) {
+        let source = peer.origin.source();
+        if !self.0.charge(source) {
             return Err(AuthError::Throttled);
         }
         let Ok(place) = Arc::clone(&self.0.places).try_acquire_owned() else {
-            self.0.refund(network);
+            self.0.refund(source);
             return Err(AuthError::Throttled);
         };
         let (tell, answer) = watch::channel(None);
@@ -208,7 +208,7 @@ impl Iam {
         };
         let token = Zeroizing::new(token.to_owned());
         tokio::spawn(async move {
-            let told = question.shared.ask(&token, hash, network).await;
+            let told = question.shared.ask(&token, hash, source).await;
             // First what is remembered, then that nothing is under way: nobody asks in between.
             drop(question);
             tell.send_replace(Some(told));
@@ -247,7 +247,7 @@ impl Shared {
         (1..=MEMORY_OF_BAD).contains(&left).then_some(Told::Bad)
     }
 
-    async fn ask(&self, token: &str, hash: Hash, network: Option<IpAddr>) -> Told {
+    async fn ask(&self, token: &str, hash: Hash, source: Source) -> Told {
         let Ok(_place) = self.asking.acquire().await else {
             return Told::Nothing;
         };
@@ -256,7 +256,7 @@ impl Shared {
             Err(fault) => {
                 // Who comes while the service is away has not troubled it.
                 if matches!(fault, Fault::Resting) {
-                    self.refund(network);
+                    self.refund(source);
                 }
                 return Told::Nothing;
             }
@@ -267,7 +267,7 @@ impl Shared {
             Some(good) if good.expires > now => {
                 let caller = Arc::clone(&good.caller);
                 self.good.insert(hash, good);
-                self.refund(network);
+                self.refund(source);
                 Told::Good(caller)
             }
             Some(_) => Told::Expired,
@@ -311,34 +311,28 @@ impl Shared {
         })
     }
 
-    /// Charges a peer for a question, if it may ask one.
-    fn charge(&self, network: Option<IpAddr>) -> bool {
-        self.change(network, |clear, now| self.rate.admit(clear, now, 1).ok())
+    /// Charges a source for a question, if it may ask one.
+    fn charge(&self, source: Source) -> bool {
+        self.change(source, |clear, now| self.rate.admit(clear, now, 1).ok())
     }
 
     /// Takes a charge back: the token was good, or nothing was asked.
-    fn refund(&self, network: Option<IpAddr>) {
-        self.change(network, |clear, _| Some(self.rate.give_back(clear, 1)));
+    fn refund(&self, source: Source) {
+        self.change(source, |clear, _| Some(self.rate.give_back(clear, 1)));
     }
 
-    /// Changes from when on a peer owes nothing, unless `change` refuses.
-    fn change(
-        &self,
-        network: Option<IpAddr>,
-        change: impl FnOnce(u64, u64) -> Option<u64>,
-    ) -> bool {
-        let Some(address) = network else {
-            return true;
-        };
+    /// Changes from when on a source owes nothing, unless `change` refuses.
+    fn change(&self, source: Source, change: impl FnOnce(u64, u64) -> Option<u64>) -> bool {
         let millis = u64::try_from(self.clock.now().0).unwrap_or(0);
         let now = millis.saturating_mul(1_000_000);
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        // A clock that was set back makes nobody owe more than a peer may owe.
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        // More than anybody may owe is owed by the time from before the clock was set back.
         let most = now.saturating_add(MOST_OWED);
-        let clear = peers.get(&address).map_or(now, |clear| *clear.min(&most));
+        let owed = sources.get(&source).filter(|clear| **clear <= most);
+        let clear = owed.map_or(now, |clear| *clear);
         let changed = change(clear, now);
         if let Some(clear) = changed {
-            peers.insert(address, clear);
+            sources.insert(source, clear);
         }
         changed.is_some()
     }
@@ -347,18 +341,6 @@ impl Shared {
         self.questions
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What a peer is known by: its address, or the half of it that names a network (RFC 4291, section
-/// 2.5.4), whose holder has all the rest. None on a Unix socket.
-fn network(peer: &Peer) -> Option<IpAddr> {
-    match peer.address?.ip().to_canonical() {
-        IpAddr::V6(address) => {
-            let network = u128::from(address) >> 64 << 64;
-            Some(Ipv6Addr::from(network).into())
-        }
-        address @ IpAddr::V4(_) => Some(address),
     }
 }
 
