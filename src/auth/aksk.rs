@@ -102,24 +102,18 @@ impl AccessKeys {
     }
 
     fn caller(&self, request: &Evidence<'_>) -> Result<Option<Arc<Caller>>, AuthError> {
-        let Some(header) = find(request.headers)? else {
+        let now = self.clock.now();
+        let Some(claim) = Claim::of(request.headers, now)? else {
             return Ok(None);
         };
-        let body = request
-            .body
-            .ok_or(BadSignature("AK/SK signatures are for REST only"))?;
-        let claim = Claim::parse(header)?;
-        let now = self.clock.now();
-        let signed = claim.signed_text(request, body, now)?;
-
         let known = self.file.current();
-        let held = known.keys.get(claim.access_key);
-        // The same work is done for an access key that is not known.
-        let secret = held.map_or(&known.nobody, |held| &held.secret);
-        let signature = secret.sign(signed.as_bytes(), claim.scope);
-        let agrees = bool::from(signature.ct_eq(&claim.signature));
+        let held = known.keys.get(claim.said.access_key);
         let held = held.ok_or(BadSignature("Get secretKey failed, ak not exist"))?;
-        if !agrees {
+        let body = request.body;
+        let body = body.ok_or(BadSignature("AK/SK signatures are for REST only"))?;
+        let signed = claim.signed_text(request, body)?;
+        let signature = held.secret.sign(signed.as_bytes(), claim.said.scope);
+        if !bool::from(signature.ct_eq(&claim.said.signature)) {
             return Err(BadSignature("verify aksk signature fail"));
         }
         if !held.comes_with(request.headers) {
@@ -138,7 +132,8 @@ impl Authenticator for AccessKeys {
     }
 
     fn signs_body(&self, headers: &HeaderMap) -> bool {
-        matches!(find(headers), Ok(Some(_)))
+        let claim = Claim::of(headers, self.clock.now()).ok().flatten();
+        claim.is_some_and(|claim| self.file.current().keys.contains_key(claim.said.access_key))
     }
 }
 
@@ -181,8 +176,58 @@ fn find(headers: &HeaderMap) -> Result<Option<&[u8]>, AuthError> {
     }
 }
 
-/// What a signature's header says. Nothing of it is true before the signature has been compared.
+/// What the headers say of a signature. Nothing of it is true before the signature has been compared.
 struct Claim<'a> {
+    said: Parameters<'a>,
+    /// When the request was signed.
+    date: &'a str,
+}
+
+impl<'a> Claim<'a> {
+    /// What the headers say, if it may be so at this time, whatever the rest of the request is; none if they say nothing.
+    fn of(headers: &'a HeaderMap, now: Timestamp) -> Result<Option<Self>, AuthError> {
+        let Some(parameters) = find(headers)? else {
+            return Ok(None);
+        };
+        let said = Parameters::read(parameters);
+        let said = said.ok_or(BadSignature("the signature is malformed"))?;
+        let date = said.date(headers, now)?;
+        Ok(Some(Self { said, date }))
+    }
+
+    /// The text that the signature must be over, if it may be over this request.
+    fn signed_text(&self, request: &Evidence<'_>, body: &[u8]) -> Result<String, AuthError> {
+        let payload = self.payload(request.headers, body)?;
+        let (scope, spaces) = match self.said.scope {
+            Some(scope) => (format!("{}\n", scope.text), Spaces::Collapsed),
+            None => (String::new(), Spaces::Trimmed),
+        };
+        let form = canonical::request(request, self.said.signed_headers, &payload, spaces);
+        let form = form.ok_or(BadSignature("a signed header is missing or repeated"))?;
+        let form = hex::encode(&Sha256::digest(form).into());
+        Ok(format!("{ALGORITHM}\n{}\n{scope}{form}", self.date))
+    }
+
+    /// The hash of the body that came, in the letter case in which the client signed it.
+    fn payload(&self, headers: &HeaderMap, body: &[u8]) -> Result<String, AuthError> {
+        let hash = hex::encode(&Sha256::digest(body).into());
+        let Some(said) = headers.get(CONTENT_HASH) else {
+            return Ok(hash);
+        };
+        if !self.said.signed_headers.contains(CONTENT_HASH) {
+            return Err(BadSignature("x-sdk-content-sha256 is not signed"));
+        }
+        match said.to_str() {
+            Ok(said) if said.eq_ignore_ascii_case(&hash) => Ok(said.to_owned()),
+            _ => Err(BadSignature(
+                "x-sdk-content-sha256 is not the hash of the body",
+            )),
+        }
+    }
+}
+
+/// The parameters in a signature's header.
+struct Parameters<'a> {
     access_key: &'a str,
     /// What the signing key is derived for; none in layout A, which signs with the secret key
     /// itself.
@@ -191,11 +236,7 @@ struct Claim<'a> {
     signature: [u8; 32],
 }
 
-impl<'a> Claim<'a> {
-    fn parse(parameters: &'a [u8]) -> Result<Self, AuthError> {
-        Self::read(parameters).ok_or(BadSignature("the signature is malformed"))
-    }
-
+impl<'a> Parameters<'a> {
     fn read(parameters: &'a [u8]) -> Option<Self> {
         let (mut who, mut signed_headers, mut signature) = (None, None, None);
         for parameter in str::from_utf8(parameters).ok()?.split(',') {
@@ -226,26 +267,7 @@ impl<'a> Claim<'a> {
         })
     }
 
-    /// The text that the signature must be over, if it may be over this request at this time.
-    fn signed_text(
-        &self,
-        request: &Evidence<'_>,
-        body: &[u8],
-        now: Timestamp,
-    ) -> Result<String, AuthError> {
-        let date = self.date(request.headers, now)?;
-        let payload = self.payload(request.headers, body)?;
-        let (scope, spaces) = match self.scope {
-            Some(scope) => (format!("{}\n", scope.text), Spaces::Collapsed),
-            None => (String::new(), Spaces::Trimmed),
-        };
-        let form = canonical::request(request, self.signed_headers, &payload, spaces);
-        let form = form.ok_or(BadSignature("a signed header is missing or repeated"))?;
-        let form = hex::encode(&Sha256::digest(form).into());
-        Ok(format!("{ALGORITHM}\n{date}\n{scope}{form}"))
-    }
-
-    /// When the request was signed, as it says, if that is now.
+    /// When the request was signed, as its headers say, if that is now.
     fn date<'h>(&self, headers: &'h HeaderMap, now: Timestamp) -> Result<&'h str, AuthError> {
         if !self.signed_headers.contains(DATE) {
             return Err(BadSignature("x-sdk-date is not signed"));
@@ -268,23 +290,6 @@ impl<'a> Claim<'a> {
             ));
         }
         Ok(date)
-    }
-
-    /// The hash of the body that came, in the letter case in which the client signed it.
-    fn payload(&self, headers: &HeaderMap, body: &[u8]) -> Result<String, AuthError> {
-        let hash = hex::encode(&Sha256::digest(body).into());
-        let Some(said) = headers.get(CONTENT_HASH) else {
-            return Ok(hash);
-        };
-        if !self.signed_headers.contains(CONTENT_HASH) {
-            return Err(BadSignature("x-sdk-content-sha256 is not signed"));
-        }
-        match said.to_str() {
-            Ok(said) if said.eq_ignore_ascii_case(&hash) => Ok(said.to_owned()),
-            _ => Err(BadSignature(
-                "x-sdk-content-sha256 is not the hash of the body",
-            )),
-        }
     }
 }
 
@@ -356,8 +361,6 @@ fn timestamp(text: &[u8]) -> Option<Timestamp> {
 /// The access keys that are known.
 struct Known {
     keys: HashMap<String, Held>,
-    /// What signatures of unknown access keys are compared with.
-    nobody: SecretKey,
 }
 
 struct Held {
@@ -434,10 +437,7 @@ impl Known {
                 return Err(entry::refuse(text, place, "the name is not unique"));
             }
         }
-        Ok(Self {
-            keys,
-            nobody: SecretKey::new(""),
-        })
+        Ok(Self { keys })
     }
 }
 
@@ -596,7 +596,7 @@ mod tests {
     #[test]
     fn a_request_is_signed_within_15_minutes_of_our_clock_to_the_millisecond() {
         let parameters = format!("Access=A, SignedHeaders=x-sdk-date, Signature={:064}", 0);
-        let claim = Claim::read(parameters.as_bytes()).unwrap();
+        let said = Parameters::read(parameters.as_bytes()).unwrap();
         let headers = headers(&[(DATE, "20191115T033655Z")]);
         let (signed, window) = (1_573_789_015_000, 900_000);
         for (now, taken) in [
@@ -606,7 +606,7 @@ mod tests {
             (signed + window, true),
             (signed + window + 1, false),
         ] {
-            assert_eq!(claim.date(&headers, Timestamp(now)).is_ok(), taken, "{now}");
+            assert_eq!(said.date(&headers, Timestamp(now)).is_ok(), taken, "{now}");
         }
     }
 
@@ -619,19 +619,33 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_signs_the_body_and_nothing_else_does() {
+    fn a_body_is_read_for_a_signature_that_may_be_good_and_for_nothing_else() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let keys = AccessKeys::load(file.path(), Arc::new(NoClock)).unwrap();
+        let entry = "[[access_key]]\naccess_key = \"A\"\nsecret_key = \"s\"\nproject = \"p\"\n\
+            actions = [\"kms:*\"]\n";
+        std::fs::write(file.path(), entry).unwrap();
+        let keys = AccessKeys::load(file.path(), Arc::new(Standing)).unwrap();
         let signs = |list: &[(&'static str, &str)]| keys.signs_body(&headers(list));
-        let signature = ("authorization", "SDK-HMAC-SHA256 Access=A");
-        assert!(signs(&[signature]));
+        let good = format!(
+            "{ALGORITHM} Access=A, SignedHeaders=x-sdk-date, Signature={:064}",
+            0
+        );
+        let signature = ("authorization", &*good);
+        let date = (DATE, "20191115T033655Z");
+        assert!(signs(&[signature, date]));
+        let of = |from, to| good.replace(from, to);
         for other in [
-            &[][..],
-            &[("x-auth-token", "t")],
-            &[("authorization", "Bearer t")],
+            &[date][..],
+            &[date, ("x-auth-token", "t")],
+            &[date, ("authorization", "Bearer t")],
             // These are refused whatever the body is.
-            &[("authorization", "SDK-SM2-SM3 Access=A")],
-            &[signature, ("x-auth-token", "t")],
+            &[date, ("authorization", &of("HMAC-SHA256", "SM2-SM3"))],
+            &[date, ("authorization", &of("=A", "=B"))],
+            &[date, ("authorization", &of("Signature=0", "Signature="))],
+            &[date, ("authorization", &of("x-sdk-date", "host"))],
+            &[date, signature, ("x-auth-token", "t")],
+            &[signature],
+            &[signature, (DATE, "20191115T035156Z")],
         ] {
             assert!(!signs(other), "{other:?}");
         }
@@ -640,7 +654,7 @@ mod tests {
     #[test]
     fn a_claim_has_three_parameters_once_each() {
         let signature = format!("Signature={}", "0".repeat(64));
-        let claim = |text: &str| Claim::read(text.as_bytes()).map(|claim| claim.scope.is_some());
+        let claim = |text: &str| Parameters::read(text.as_bytes()).map(|read| read.scope.is_some());
         let layout_a = format!("Access=A, SignedHeaders=a;b, {signature}");
         assert_eq!(claim(&layout_a), Some(false));
         let layout_b = format!("Credential=A/20261123///sdk_request,SignedHeaders=a,{signature}");
@@ -686,13 +700,13 @@ mod tests {
         }
     }
 
-    /// For what needs no time.
+    /// It is 2019-11-15T03:36:55Z.
     #[derive(Debug)]
-    struct NoClock;
+    struct Standing;
 
-    impl Clock for NoClock {
+    impl Clock for Standing {
         fn now(&self) -> Timestamp {
-            panic!("asked for the time")
+            Timestamp(1_573_789_015_000)
         }
     }
 
@@ -713,7 +727,9 @@ mod tests {
         ) {
             for value in [[scheme.as_bytes(), parameters.as_bytes()].concat(), [scheme.as_bytes(), &bytes].concat()] {
                 let Ok(value) = http::HeaderValue::from_bytes(&value) else { continue };
-                let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+                let date = http::HeaderValue::from_static("20191115T033655Z");
+                let date = (http::HeaderName::from_static(DATE), date);
+                let headers = HeaderMap::from_iter([(AUTHORIZATION, value), date]);
                 let request = Evidence {
                     method: &Method::POST,
                     uri: &Uri::from_static("/"),
@@ -721,8 +737,8 @@ mod tests {
                     body: Some(b""),
                     peer: &Peer::unix(0),
                 };
-                if let Ok(Some(header)) = find(&headers) && let Ok(claim) = Claim::parse(header) {
-                    let _ = claim.signed_text(&request, b"", Timestamp(0));
+                if let Ok(Some(claim)) = Claim::of(&headers, Timestamp(1_573_789_015_000)) {
+                    let _ = claim.signed_text(&request, b"");
                 }
             }
         }

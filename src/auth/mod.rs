@@ -38,8 +38,8 @@ pub trait Authenticator: fmt::Debug + Send + Sync {
     /// The caller whose credential the request carries; none if it carries none of this kind.
     async fn authenticate(&self, request: &Evidence<'_>) -> Result<Option<Arc<Caller>>, AuthError>;
 
-    /// Whether the headers carry a credential of this kind that signs the body, so that the body must
-    /// be read before anything is known of the caller.
+    /// Whether the headers carry a credential of this kind that signs the body, and nothing in them
+    /// shows that it is bad, so that the body must be read before anything is known of the caller.
     fn signs_body(&self, headers: &HeaderMap) -> bool;
 }
 

@@ -38,12 +38,14 @@ use crate::grpc::status::{self, Grpc};
 use crate::grpc::unary::{self, Unary};
 use crate::server::MAX_MESSAGE;
 use crate::server::listen::Answer;
+use crate::server::places::Places;
 use crate::service::{Context, Kms};
 use crate::telemetry::{Ended, Names, Requests};
 
-/// How many requests may be in reading whose signature covers their body, and how long one may take.
-/// Nothing is known of their callers, so they have places of their own.
+/// How many requests may be in reading whose signature covers their body, in all and from one source,
+/// and how long one may take. Nothing is known of their callers, so they have places of their own.
 const UNVERIFIED_PLACES: usize = 256;
+const UNVERIFIED_PLACES_EACH: usize = 64;
 const UNVERIFIED_TIME: Duration = Duration::from_secs(2);
 
 /// The header that names a request, in every answer.
@@ -139,7 +141,7 @@ pub(super) struct Common {
     codes: Vec<usize>,
     in_flight: Semaphore,
     /// Places for requests whose body must be read before their caller is known.
-    unverified: Semaphore,
+    unverified: Places,
     timeout: Duration,
     /// The first half of every request id: random, so that the ids of several servers do not meet.
     prefix: u64,
@@ -168,7 +170,7 @@ impl Common {
             requests,
             codes: Kind::ALL.iter().filter_map(number).collect(),
             in_flight: Semaphore::new(limits.requests_in_flight.get()),
-            unverified: Semaphore::new(UNVERIFIED_PLACES),
+            unverified: Places::new(UNVERIFIED_PLACES, UNVERIFIED_PLACES_EACH),
             timeout: limits.request_timeout,
             prefix: getrandom::u64().unwrap_or_default(),
             next: AtomicU64::new(1),
@@ -255,7 +257,7 @@ impl Front {
         if size(&parts.headers) > MAX_MESSAGE {
             return Err(Kind::HeadersTooLong.into());
         }
-        let body = self.look_at(&parts, body).await?;
+        let body = self.look_at(peer, &parts, body).await?;
         let admitted = self.admit(peer, &mut parts, &body, id, context).await;
         if let Err(error) = admitted {
             if let Ahead::Unread(body) = body {
@@ -320,7 +322,7 @@ impl Front {
 
     /// Looks at a body as far as that must be before the caller is known: at its declared length, and
     /// at all of it if the credential signs it.
-    async fn look_at(&self, parts: &Parts, body: Incoming) -> Result<Ahead, Error> {
+    async fn look_at(&self, peer: &Peer, parts: &Parts, body: Incoming) -> Result<Ahead, Error> {
         if self.face == Face::Grpc {
             return Ok(Ahead::Streamed(body));
         }
@@ -333,8 +335,8 @@ impl Front {
         if !guard.is_some_and(|guard| guard.chain.signs_body(&parts.headers)) {
             return Ok(Ahead::Unread(body));
         }
-        let places = &self.common.unverified;
-        let _place = places.try_acquire().map_err(|_| Kind::Throttled)?;
+        let place = self.common.unverified.take(peer.origin.source());
+        let _place = place.ok_or(Kind::Throttled)?;
         match tokio::time::timeout(UNVERIFIED_TIME, read(body)).await {
             Ok(whole) => Ok(Ahead::Read(whole?)),
             Err(_) => Err(Kind::DeadlineExceeded.into()),

@@ -17,6 +17,7 @@ mod bind;
 mod etcd;
 mod front;
 mod listen;
+mod places;
 mod tls;
 mod token;
 

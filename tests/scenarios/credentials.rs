@@ -1,6 +1,8 @@
 //! Who is let in (decision 10 and the rows after it), and what needs nobody.
 
 use kmsgate::error::Kind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::face::{Face, Over, framed};
 use crate::lifecycle::about_a_key;
@@ -169,6 +171,63 @@ async fn a_signature_is_for_rest_alone() {
             "{}",
             refusal.message
         );
+    }
+}
+
+#[tokio::test]
+async fn one_peer_cannot_keep_the_signed_requests_of_others_out() {
+    let world = World::start().await;
+    let rest = world.rest();
+    let (_, secret_key) = ACCESS_KEY;
+    let call = encrypt(DOCUMENTED, "x");
+    let (path, body) = (rest.path(call.operation), call.to_json());
+    let signer = signed(&rest, Layout::A, secret_key, &path, &body);
+    // Headers of a signature that would be good, and never a body to check it with.
+    let mut head = format!("POST {path} HTTP/1.1\r\nhost: {}\r\n", rest.address);
+    for (name, value) in &signer.headers {
+        head += &format!("{name}: {}\r\n", value.to_str().unwrap());
+    }
+    head += &format!("content-length: {}\r\n\r\n", body.len());
+    let mut attackers = Vec::new();
+    for _ in 0..300 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
+        let mut stream = socket.connect(rest.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        attackers.push(stream);
+    }
+    let mut answer = [0; 12];
+    attackers[299].read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 429", "it has no place left");
+
+    let answer = signer.send(call.operation, body).await;
+    assert_eq!(answer.outcome.unwrap()["key_id"], DOCUMENTED);
+}
+
+#[tokio::test]
+async fn a_signature_whose_headers_show_that_it_is_bad_waits_for_no_body() {
+    let world = World::start().await;
+    let rest = world.rest();
+    let path = rest.path("encrypt-data");
+    let signer = signed(&rest, Layout::A, "any", &path, b"");
+    let now = signer.headers["x-sdk-date"].to_str().unwrap();
+    for (access_key, date, why) in [
+        ("AKEXAMPLE0000000001", now, "ak not exist"),
+        (ACCESS_KEY.0, "20191115T033655Z", "more than 15 minutes"),
+    ] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\nx-sdk-date: {date}\r\n\
+             authorization: SDK-HMAC-SHA256 Access={access_key}, SignedHeaders=x-sdk-date, \
+             Signature={:064}\r\n\r\n",
+            0
+        );
+        let mut stream = TcpStream::connect(rest.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !String::from_utf8_lossy(&answer).contains(why) {
+            let read = stream.read_buf(&mut answer).await.unwrap();
+            assert_ne!(read, 0, "{}", String::from_utf8_lossy(&answer));
+        }
     }
 }
 
