@@ -45,7 +45,11 @@ impl Kms {
         }
         let seen = self.clock.now();
         let first = Change::create(Record::Clock(ClockRecord { seen }));
-        self.store.put(vec![first]).await.map(drop)
+        match self.store.put(vec![first]).await {
+            // Another server was faster. Whether it was one with our root key, reading tells.
+            Err(StoreError::Conflict) => self.store.get(&Address::Clock).await.map(drop),
+            put => put.map(drop),
+        }
     }
 
     /// Destroys the keys that are past their deletion date.
