@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .open_files([
             "kmsgate/v1/crypto.proto",
             "kmsgate/v1/keys.proto",
+            "kmsgate/v1/operator.proto",
             "kmsgate/v1/errors.proto",
         ])?;
     let out = PathBuf::from(env::var("OUT_DIR")?).join("kmsgate.v1.descriptors.bin");

@@ -221,7 +221,11 @@ impl KeyStore for Made {
             key_id: name.key_id,
         });
         let revision = Revision(1);
-        Ok(Some(Versioned { record, revision }))
+        Ok(Some(Versioned {
+            record,
+            revision,
+            current: true,
+        }))
     }
 
     async fn put(&self, _: Vec<Change>) -> Result<Revision, StoreError> {

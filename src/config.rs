@@ -49,6 +49,10 @@ pub struct Config {
     /// if the root key is in a [hardware module](Pkcs11).
     #[serde(default)]
     pub root_key_file: Option<PathBuf>,
+    /// Files with root keys that sealed and authenticated before, and seal no more. They are needed
+    /// until `kmsgate root-key rotate` has ended.
+    #[serde(default)]
+    pub previous_root_key_files: Vec<PathBuf>,
     /// A hardware module.
     #[serde(default)]
     pub pkcs11: Option<Pkcs11>,
@@ -120,6 +124,9 @@ pub struct Pkcs11 {
     /// is in a file.
     #[serde(default)]
     pub root_key: Option<String>,
+    /// The labels of root keys in the token that sealed and authenticated before.
+    #[serde(default)]
+    pub previous_root_keys: Vec<String>,
     /// How many sessions work in the token at a time.
     #[serde(default = "default_sessions")]
     pub sessions: NonZeroUsize,
@@ -531,6 +538,8 @@ impl Config {
         if config.root_key_file.is_some() == in_token.is_some() {
             return Err(ConfigError::RootKey);
         }
+        let previous = config.pkcs11.as_ref().map(|it| &it.previous_root_keys);
+        let in_token = in_token.or_else(|| previous?.first());
         let is_pkcs11 = |provider: &Provider| matches!(provider, Provider::Pkcs11 { .. });
         let has_keys = config.crypto.providers.iter().any(is_pkcs11);
         match config.pkcs11 {
@@ -824,7 +833,10 @@ pub enum ConfigError {
     #[error("store: {0}")]
     Etcd(&'static str),
     /// The token has no use.
-    #[error("pkcs11: name a root_key, or pkcs11 among crypto.providers, or leave the section out")]
+    #[error(
+        "pkcs11: name a root_key, previous_root_keys, or pkcs11 among crypto.providers, or leave the \
+         section out"
+    )]
     IdleModule,
     /// No key could ever be made.
     #[error("crypto.providers: name at least one provider, or leave the list out")]
@@ -1263,12 +1275,24 @@ mod tests {
         for (text, expected) in [
             (format!("{none}{in_token}"), Ok(())),
             (format!("{SMALLEST}{rsa}\n[pkcs11]\n{module}"), Ok(())),
+            (
+                format!("{SMALLEST}[pkcs11]\n{module}\nprevious_root_keys = [\"old\"]"),
+                Ok(()),
+            ),
+            (
+                format!("previous_root_key_files = [\"/old.key\"]\n{none}{in_token}"),
+                Ok(()),
+            ),
+            (
+                format!("previous_root_key_files = [\"/old.key\"]\n{none}"),
+                Err("name one root key"),
+            ),
             (none.clone(), Err("name one root key")),
             (format!("{SMALLEST}{in_token}"), Err("name one root key")),
             (format!("{SMALLEST}{rsa}"), Err("needs a [pkcs11] section")),
             (
                 format!("{SMALLEST}[pkcs11]\n{module}"),
-                Err("name a root_key, or pkcs11 among"),
+                Err("name a root_key, previous_root_keys, or pkcs11 among"),
             ),
             (
                 format!("{none}{in_token}\nsessions = 0"),

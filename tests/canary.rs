@@ -34,7 +34,7 @@ use kmsgate::auth::aksk::AccessKeys;
 use kmsgate::auth::policy::Policy;
 use kmsgate::auth::token::{Entry, Tokens};
 use kmsgate::crypto::pool::Pool;
-use kmsgate::crypto::root::RootKey;
+use kmsgate::crypto::root::{Root, RootKey};
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::crypto::{Provider, Providers, VersionName};
 use kmsgate::domain::algorithm::EncryptionAlgorithm;
@@ -50,6 +50,7 @@ use kmsgate::service::limits::Limits;
 use kmsgate::service::{Context, Decrypt, Decrypted, Encrypt, Kms};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::memory::Memory;
+use kmsgate::store::root_keys::RootKeys;
 use kmsgate::store::sqlite::Sqlite;
 use kmsgate::store::{KeyStore, Prefix, Record};
 
@@ -268,6 +269,7 @@ async fn no_secret_is_printed_for_debugging() {
     let kms = Kms {
         store: Arc::new(store),
         providers: Arc::new(Providers::from(RustCrypto::new(root.clone()))),
+        root_keys: Arc::new(RootKeys::new(Root::id(&*root), Vec::new())),
         keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 1).unwrap()),
         policy: Policy::default(),
@@ -563,7 +565,7 @@ impl Seen {
     }
 
     /// Every method of the compiled schema was called over gRPC, and every operation over REST, which
-    /// has none for the clock's confirmation.
+    /// has none for what an operator does.
     fn is_of_every_method(&self) {
         let schema = FileDescriptorSet::decode(kmsgate::grpc::DESCRIPTORS).unwrap();
         let ours = schema
@@ -572,7 +574,7 @@ impl Seen {
             .filter(|file| file.package() == "kmsgate.v1");
         let services = ours.flat_map(|file| &file.service);
         let methods: Vec<_> = services.flat_map(|service| &service.method).collect();
-        assert_eq!(methods.len(), OPERATIONS.len() + 1);
+        assert_eq!(methods.len(), OPERATIONS.len() + 2);
         for method in methods {
             let mut snake = String::new();
             for (at, letter) in method.name().char_indices() {
@@ -825,6 +827,7 @@ async fn drive_grpc(seen: &mut Seen, address: SocketAddr, token: &str) {
         ..Default::default()
     }));
     let _ = ask!(keys.confirm_clock(pb::ConfirmClockRequest {}));
+    let _ = ask!(operator.rotate_root_key(pb::RotateRootKeyRequest {}));
 
     for token in [EXPIRED, UNKNOWN, NARROW] {
         grpc = Grpc::connect(address, token).await;

@@ -11,7 +11,7 @@ use kmsgate::audit::{Event, Sink};
 use kmsgate::auth::policy::Policy;
 use kmsgate::crypto::Providers;
 use kmsgate::crypto::pool::Pool;
-use kmsgate::crypto::root::RootKey;
+use kmsgate::crypto::root::{Root, RootKey};
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::domain::algorithm::EncryptionAlgorithm;
 use kmsgate::domain::caller::{Action, Actions, Caller};
@@ -25,6 +25,7 @@ use kmsgate::service::limits::Limits;
 use kmsgate::service::{Call, Context, Encrypt, Kms, NewKey};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::memory::Memory;
+use kmsgate::store::root_keys::RootKeys;
 use kmsgate::store::{Address, Change, KeyStore, Prefix, Revision, StoreError, Versioned};
 
 #[tokio::test]
@@ -33,11 +34,12 @@ async fn a_key_whose_disabling_was_interrupted_is_disabled_for_data_calls_too() 
     let store = Arc::new(Slow {
         inner: Memory::new(Codec::new(root.mac_key())),
         written: Semaphore::new(0),
-        answer: Semaphore::new(1),
+        // The root key is noted before the first change.
+        answer: Semaphore::new(2),
     });
     let kms = kms(root, Arc::<Slow>::clone(&store));
     let key = create(&kms).await;
-    store.written.acquire().await.unwrap().forget();
+    store.written.acquire_many(2).await.unwrap().forget();
     encrypt(&kms, key).await.unwrap();
 
     let call = begin(&kms, Action::DisableKey);
@@ -94,6 +96,7 @@ impl KeyStore for Slow {
 fn kms(root: Arc<RootKey>, store: Arc<Slow>) -> Kms {
     Kms {
         store,
+        root_keys: Arc::new(RootKeys::new(Root::id(&*root), Vec::new())),
         providers: Arc::new(Providers::from(RustCrypto::new(root))),
         keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 8).unwrap()),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use kmsgate::crypto::aws_lc::AwsLc;
-use kmsgate::crypto::root::RootKey;
+use kmsgate::crypto::root::{Root, RootKey, Roots};
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::crypto::{
     Choice, InvalidProviders, KeyPair, OpenKey, Place, Provider, ProviderError, Providers,
@@ -91,6 +91,29 @@ fn what_one_software_provider_makes_the_other_opens() {
             let sealed = maker.seal(&name(spec), &material(spec)).unwrap();
             let keys = [maker, other].map(|of| of.open(&name(spec), &sealed).unwrap());
             crosses(&keys, spec);
+        }
+    }
+}
+
+#[test]
+fn what_is_sealed_again_needs_the_new_root_key_alone_and_is_the_same_key() {
+    let new: Arc<dyn Root> = Arc::new(RootKey::generate().unwrap());
+    let both = || -> Arc<dyn Root> { Arc::new(Roots::new(new.clone(), vec![root()]).unwrap()) };
+    let before: [&dyn Provider; 2] = [&RustCrypto::new(root()), &AwsLc::new(root())];
+    let during: [&dyn Provider; 2] = [&RustCrypto::new(both()), &AwsLc::new(both())];
+    let after: [&dyn Provider; 2] = [&RustCrypto::new(new.clone()), &AwsLc::new(new.clone())];
+    for at in 0..2 {
+        for spec in supported(before[at]) {
+            let name = name(spec);
+            let sealed = before[at].seal(&name, &material(spec)).unwrap();
+            assert!(during[at].opens(&sealed));
+            let again = during[at].reseal(&name, &sealed).unwrap().unwrap();
+            let keys = [(during[at], &sealed), (after[at], &again)]
+                .map(|(provider, key)| provider.open(&name, key).unwrap());
+            crosses(&keys, spec);
+            assert_eq!(during[at].reseal(&name, &again).unwrap(), None);
+            does_not_open(after[at], &name, &sealed, &spec);
+            does_not_open(before[at], &name, &again, &spec);
         }
     }
 }

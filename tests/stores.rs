@@ -1,7 +1,7 @@
 //! Every store passes the same battery.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::future;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use kmsgate::domain::key::{KeyId, KeySpec, KeyState, KeyUsage, KeyVersion, ProjectId};
+use kmsgate::domain::key::{KeyId, KeySpec, KeyState, KeyUsage, KeyVersion, ProjectId, RootKeyId};
 use kmsgate::domain::secret::MacKey;
 use kmsgate::domain::time::{Stopwatch, Timestamp};
 use kmsgate::store::codec::Codec;
@@ -28,7 +28,7 @@ use kmsgate::store::memory::Memory;
 use kmsgate::store::sqlite::Sqlite;
 use kmsgate::store::{
     Address, AliasRecord, Change, ClockRecord, DeletionRecord, KeyRecord, KeyStore, Prefix, Record,
-    Revision, StoreError, VersionRecord, Versioned,
+    Revision, RootKeysRecord, StoreError, VersionRecord, Versioned,
 };
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -53,6 +53,8 @@ macro_rules! battery {
                 a_listing_pages_in_order_without_gaps_or_repeats
                 a_listing_stays_in_its_prefix
                 a_listing_goes_on_where_a_record_was_erased
+                a_listing_of_everything_leaves_nothing_out
+                a_kept_record_stays_as_it_is_and_must_be_as_expected
                 a_record_at_another_address_is_never_stored
                 a_record_swapped_between_ids_does_not_open
                 every_changed_byte_is_detected
@@ -370,7 +372,7 @@ async fn what_is_put_is_got(fixture: impl Fixture) {
             .await
             .unwrap();
         let got = store.get(&record.address()).await.unwrap();
-        assert_eq!(got, Some(Versioned { record, revision }));
+        assert_eq!(got, Some(versioned(record, revision)));
     }
     let mut key = key("p", 1);
     let read = read(store, &key).await;
@@ -379,7 +381,7 @@ async fn what_is_put_is_got(fixture: impl Fixture) {
     let revision = store.put(vec![change]).await.unwrap();
     let record = Record::Key(key);
     let got = store.get(&record.address()).await.unwrap();
-    assert_eq!(got, Some(Versioned { record, revision }));
+    assert_eq!(got, Some(versioned(record, revision)));
 }
 
 async fn a_missing_record_is_none(fixture: impl Fixture) {
@@ -442,10 +444,7 @@ async fn several_changes_happen_together(fixture: impl Fixture) {
         Change::create(Record::Key(key("p", 3))),
     ];
     let revision = store.put(changes).await.unwrap();
-    let expected = [replaced, key("p", 3)].map(|key| Versioned {
-        record: Record::Key(key),
-        revision,
-    });
+    let expected = [replaced, key("p", 3)].map(|key| versioned(Record::Key(key), revision));
     assert_eq!(list(store, "p").await, expected);
 }
 
@@ -645,6 +644,59 @@ async fn a_listing_goes_on_where_a_record_was_erased(fixture: impl Fixture) {
     assert_eq!(addresses(&page), [address(&key("p", 3))]);
 }
 
+async fn a_listing_of_everything_leaves_nothing_out(fixture: impl Fixture) {
+    let store = fixture.store();
+    assert_eq!(
+        store.list(&Prefix::Everything, None, 100).await.unwrap(),
+        []
+    );
+    let mut records: Vec<Record> = one_of_each().into();
+    for project in ["A", "_", "a-b", "z"] {
+        records.extend([
+            Record::Key(key(project, 9)),
+            alias(project, 9),
+            deletion(project, 9),
+        ]);
+    }
+    let changes = records.iter().cloned().map(Change::create);
+    store.put(changes.collect()).await.unwrap();
+    records.sort_by_key(|record| record.address().to_string());
+    for limit in [1, 3, 100] {
+        let mut seen = Vec::new();
+        loop {
+            let after = seen.last().map(Record::address);
+            let page = store.list(&Prefix::Everything, after.as_ref(), limit);
+            let page = page.await.unwrap();
+            if page.is_empty() {
+                break;
+            }
+            seen.extend(page.into_iter().map(|read| read.record));
+        }
+        assert_eq!(seen, records, "pages of {limit}");
+    }
+}
+
+async fn a_kept_record_stays_as_it_is_and_must_be_as_expected(fixture: impl Fixture) {
+    let store = fixture.store();
+    let kept = create(store, &key("p", 1)).await;
+    let keep = |revision| Change::keep(address(&key("p", 1)), revision);
+    let other = |n| Change::create(Record::Key(key("p", n)));
+    store.put(vec![other(2), keep(kept)]).await.unwrap();
+    let read = read(store, &key("p", 1)).await;
+    assert_eq!(read, versioned(Record::Key(key("p", 1)), kept));
+
+    // Another revision, and no record at all.
+    let missing = Change::keep(address(&key("p", 9)), kept);
+    for wrong in [keep(Revision(kept.0 + 1)), missing] {
+        for changes in [vec![wrong.clone(), other(3)], vec![other(3), wrong]] {
+            assert_conflict(store.put(changes).await);
+        }
+    }
+    let erase = Change::erase(address(&key("p", 1)), kept);
+    assert_conflict(store.put(vec![keep(kept), erase]).await);
+    assert_eq!(list(store, "p").await.len(), 2, "nothing was made");
+}
+
 async fn a_record_at_another_address_is_never_stored(fixture: impl Fixture) {
     let store = fixture.store();
     let mut change = Change::create(Record::Key(key("p", 1)));
@@ -713,7 +765,7 @@ async fn reopening_a_file_finds_everything() {
     for record in one_of_each() {
         let change = Change::create(record.clone());
         let revision = fixture.store().put(vec![change]).await.unwrap();
-        written.push(Versioned { record, revision });
+        written.push(versioned(record, revision));
     }
     fixture.reopen();
     for read in &written {
@@ -774,6 +826,23 @@ async fn a_file_under_another_mac_key_is_corrupt() {
     let store = Sqlite::open(&fixture.path(), codec(8)).unwrap();
     let place = address(&key("p", 1));
     assert_corrupt(store.get(&place).await, &place);
+}
+
+#[tokio::test]
+async fn a_file_under_a_previous_mac_key_is_read_and_written_under_the_new_one() {
+    let mut fixture = InFile::new();
+    let old = create(fixture.store(), &key("p", 1)).await;
+    fixture.close();
+    let both = || codec(8).reading([MacKey::new(vec![7; 32])]);
+    let store = Sqlite::open(&fixture.path(), both()).unwrap();
+    let found = read(&store, &key("p", 1)).await;
+    assert!(!found.current && found.revision == old);
+    let again = Change::replace(found.record, found.revision);
+    store.put(vec![again]).await.unwrap();
+    assert!(read(&store, &key("p", 1)).await.current);
+    drop(store);
+    let store = Sqlite::open(&fixture.path(), codec(8)).unwrap();
+    assert!(read(&store, &key("p", 1)).await.current);
 }
 
 #[test]
@@ -920,7 +989,7 @@ async fn erased_bytes_are_gone_from_the_files() {
             key.versions[0].sealed = marked(&mut random);
             changes.push(Change::create(Record::Key(key)));
         }
-        let records = changes.iter().filter_map(|change| change.record.clone());
+        let records = changes.iter().filter_map(|change| change.record().cloned());
         live.extend(records.filter_map(|record| match record {
             Record::Key(key) => Some(key),
             _ => None,
@@ -1031,12 +1100,22 @@ fn project(name: &str) -> ProjectId {
     name.parse().unwrap()
 }
 
-fn one_of_each() -> [Record; 4] {
+fn versioned(record: Record, revision: Revision) -> Versioned {
+    Versioned {
+        record,
+        revision,
+        current: true,
+    }
+}
+
+fn one_of_each() -> [Record; 6] {
     [
         Record::Key(key("p", 1)),
         alias("p", 1),
         deletion("p", 1),
         clock(),
+        root_keys(),
+        Record::Copy,
     ]
 }
 
@@ -1072,6 +1151,13 @@ fn deletion(name: &str, n: u8) -> Record {
         project: project(name),
         key_id: KeyId::from_random([n; 16]),
         due: Timestamp(1_700_000_000_000),
+    })
+}
+
+fn root_keys() -> Record {
+    let (one, other) = (RootKeyId([1; 8]), RootKeyId([2; 8]));
+    Record::RootKeys(RootKeysRecord {
+        root_keys: BTreeMap::from([(one, false), (other, true)]),
     })
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use kmsgate::audit::{Event, Sink};
 use kmsgate::auth::policy::Policy;
 use kmsgate::crypto::pool::Pool;
+use kmsgate::crypto::root::Root;
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::crypto::{Providers, SealedKey};
 use kmsgate::domain::caller::{Actions, Caller};
@@ -25,6 +26,7 @@ use kmsgate::service::limits::Limits;
 use kmsgate::service::{Context, Kms};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::memory::Memory;
+use kmsgate::store::root_keys::RootKeys;
 use kmsgate::store::{AliasRecord, Change, KeyRecord, KeyStore, Record, VersionRecord};
 use kmsgate_fuzz::{PROJECT, RSA_2048, SM2, Still, byte, der, name, part, root};
 use libfuzzer_sys::fuzz_target;
@@ -118,6 +120,7 @@ async fn server() -> Server {
     let kms = Kms {
         store: Arc::new(store),
         providers: Arc::clone(&PROVIDERS),
+        root_keys: Arc::new(RootKeys::new(Root::id(&root()), Vec::new())),
         keyring: Arc::new(Keyring::new(16)),
         pool: Arc::clone(&POOL),
         policy: Policy::default(),

@@ -39,6 +39,8 @@ fuzz_target!(|data: &[u8]| {
         Address::Alias(project.clone(), "alias".parse().unwrap()),
         Address::Deletion(project, KEY_ID.parse().unwrap()),
         Address::Clock,
+        Address::RootKeys,
+        Address::Copy,
     ];
     for address in &places {
         match CODEC.decode(address, &bytes) {

@@ -19,7 +19,7 @@
 //! A rule is about a request that fits every one of its lists, and fits a list with any one entry.
 //! What there is of a key when its action is decided says which entries of `keys` can fit:
 //! everything of a key that exists, the alias alone of one that is to be made, and nothing for
-//! ListKeys and ConfirmClock, which are about no key.
+//! what is about no key, as ListKeys and ConfirmClock are.
 //!
 //! [`Rules`] are the file as it stands, to explain a decision; a server decides with an index of
 //! them, which says the same.
@@ -355,7 +355,12 @@ mod tests {
             ),
         ]);
         let own = caller("c", &[], "p", Action::ALL);
-        for action in [Action::ListKeys, Action::ConfirmClock] {
+        for action in [
+            Action::ListKeys,
+            Action::ConfirmClock,
+            Action::RotateRootKey,
+            Action::BackUpStore,
+        ] {
             rules.expect(Verdict::Allowed, &own, action);
             rules.expect(Verdict::Denied, &caller("x", &[], "p", &[]), action);
         }

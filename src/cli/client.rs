@@ -22,6 +22,7 @@ use crate::cli::{Failure, say};
 use crate::error::Causes;
 use crate::grpc::pb::crypto_service_client::CryptoServiceClient;
 use crate::grpc::pb::key_service_client::KeyServiceClient;
+use crate::grpc::pb::operator_service_client::OperatorServiceClient;
 
 /// Which server to ask, and as whom.
 #[derive(Debug, Args)]
@@ -72,6 +73,7 @@ pub(super) struct TlsFiles {
 pub(super) struct Client {
     pub(super) crypto: CryptoServiceClient<Channel>,
     pub(super) keys: KeyServiceClient<Channel>,
+    pub(super) operator: OperatorServiceClient<Channel>,
     token: Option<MetadataValue<Ascii>>,
 }
 
@@ -98,7 +100,8 @@ impl Connection {
         let channel = self.tls.connect(&server).await?;
         Ok(Client {
             crypto: CryptoServiceClient::new(channel.clone()),
-            keys: KeyServiceClient::new(channel),
+            keys: KeyServiceClient::new(channel.clone()),
+            operator: OperatorServiceClient::new(channel),
             token,
         })
     }

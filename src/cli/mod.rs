@@ -7,6 +7,7 @@ mod dumps;
 mod key;
 mod operate;
 mod policy;
+mod root_key;
 
 use std::error::Error as StdError;
 use std::io::Write;
@@ -46,7 +47,7 @@ enum Command {
     /// Looks after the store
     #[command(subcommand)]
     Store(StoreCommand),
-    /// Makes root keys
+    /// Makes root keys, and replaces them
     #[command(subcommand)]
     RootKey(RootKeyCommand),
     /// Helps with token files
@@ -142,6 +143,12 @@ enum RootKeyCommand {
     },
     /// Makes the root key that a configuration wants in a hardware module, which never lets it out
     NewInToken(Serve),
+    /// Asks a running server to put every key and record under its first root key while it serves, so
+    /// that previous ones can be taken out of the configuration; run again, it goes on
+    Rotate {
+        #[command(flatten)]
+        connection: Connection,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -177,6 +184,9 @@ impl Cli {
             Command::RootKey(RootKeyCommand::NewInToken(Serve { config })) => {
                 operate::new_root_key_in_token(&config)
             }
+            Command::RootKey(RootKeyCommand::Rotate { connection }) => {
+                runtime()?.block_on(root_key::rotate(&connection))
+            }
             Command::Token(TokenCommand::Hash) => operate::hash_token(),
             Command::CheckConfig(Serve { config }) => operate::check_config(&config),
             Command::Store(StoreCommand::Check(Serve { config })) => operate::check_store(&config),
@@ -208,4 +218,21 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 fn say(line: impl std::fmt::Display) -> Result<(), Failure> {
     writeln!(std::io::stdout(), "{line}")?;
     Ok(())
+}
+
+/// Tells on standard error how far something is, a line for each percent.
+#[derive(Debug, Default)]
+struct Steps {
+    told: Option<u64>,
+}
+
+impl Steps {
+    fn tell(&mut self, what: &str, done: u64, total: u64) {
+        let percent = done.saturating_mul(100) / total.max(1);
+        if self.told != Some(percent) {
+            self.told = Some(percent);
+            // Nobody may be there to read it.
+            let _ = writeln!(std::io::stderr(), "{what} {done}/{total}");
+        }
+    }
 }

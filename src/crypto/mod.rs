@@ -60,6 +60,16 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// Fails with [`ProviderError::BadSeal`] if the key was altered, or was sealed under another
     /// name or root key.
     fn open(&self, name: &VersionName, key: &SealedKey) -> Result<OpenKey, ProviderError>;
+
+    /// Seals a key again under the root key that seals now; none if it was sealed by that one. The
+    /// material stays the same, and stays inside.
+    ///
+    /// Fails with [`ProviderError::BadSeal`] as [`open`](Self::open) does.
+    fn reseal(
+        &self,
+        name: &VersionName,
+        key: &SealedKey,
+    ) -> Result<Option<SealedKey>, ProviderError>;
 }
 
 /// Names one version of one key. A seal is bound to it, so a sealed key does not open in another's

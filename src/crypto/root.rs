@@ -30,12 +30,18 @@
 //! ```
 //!
 //! The project's length and the fixed sizes after it leave one way to read it.
+//!
+//! There may be several root keys, in files or in tokens: [`Roots`] seals under the first, and opens
+//! what any of them sealed. So a root key is replaced while keys are in use: what the old one sealed is
+//! sealed again, until nothing needs it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -46,6 +52,7 @@ use xaes_256_gcm::{Nonce, Tag, Xaes256Gcm};
 use zeroize::Zeroizing;
 
 use crate::crypto::{ProviderError, SealedKey, VersionName};
+use crate::domain::key::RootKeyId;
 use crate::domain::secret::{MacKey, Material};
 
 /// What guards key material and records at rest: a root key, in a file or in a hardware module.
@@ -61,6 +68,90 @@ pub trait Root: fmt::Debug + Send + Sync {
 
     /// The key under which stored records are authenticated.
     fn mac_key(&self) -> Result<MacKey, ProviderError>;
+
+    /// The name of the root key that seals.
+    fn id(&self) -> RootKeyId;
+
+    /// Seals a key again under the root key that seals now; none if it was sealed by that one.
+    ///
+    /// Fails as [`open`](Self::open) and [`seal`](Self::seal) do.
+    fn reseal(
+        &self,
+        name: &VersionName,
+        key: &SealedKey,
+    ) -> Result<Option<SealedKey>, ProviderError> {
+        if sealer(key) == Some(self.id()) {
+            return Ok(None);
+        }
+        let material = self.open(name, key)?;
+        self.seal(name, &material).map(Some)
+    }
+}
+
+/// Root keys, of which the first seals and each opens what it sealed.
+#[derive(Debug)]
+pub struct Roots {
+    sealing: Arc<dyn Root>,
+    previous: Vec<Arc<dyn Root>>,
+}
+
+impl Roots {
+    /// Seals under `sealing`, and opens what `previous` ones sealed too.
+    ///
+    /// Fails with the name of a root key that is there twice.
+    pub fn new(sealing: Arc<dyn Root>, previous: Vec<Arc<dyn Root>>) -> Result<Self, RootKeyId> {
+        let roots = Self { sealing, previous };
+        let mut ids = HashSet::new();
+        let twice = roots.all().map(Root::id).find(|id| !ids.insert(*id));
+        twice.map_or(Ok(roots), Err)
+    }
+
+    /// The names of those that do not seal any more.
+    pub fn previous_ids(&self) -> Vec<RootKeyId> {
+        self.previous.iter().map(|root| root.id()).collect()
+    }
+
+    /// The keys under which records were authenticated that those wrote.
+    pub fn previous_mac_keys(&self) -> Result<Vec<MacKey>, ProviderError> {
+        self.previous.iter().map(|root| root.mac_key()).collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &dyn Root> {
+        let all = [&self.sealing].into_iter().chain(&self.previous);
+        all.map(|root| &**root)
+    }
+}
+
+impl Root for Roots {
+    fn seal(&self, name: &VersionName, material: &Material) -> Result<SealedKey, ProviderError> {
+        self.sealing.seal(name, material)
+    }
+
+    fn open(&self, name: &VersionName, key: &SealedKey) -> Result<Material, ProviderError> {
+        let sealer = sealer(key).ok_or(ProviderError::BadSeal)?;
+        let mut all = self.all();
+        let root = all.find(|root| root.id() == sealer && root.seals(key));
+        root.ok_or(ProviderError::BadSeal)?.open(name, key)
+    }
+
+    fn seals(&self, key: &SealedKey) -> bool {
+        self.all().any(|root| root.seals(key))
+    }
+
+    fn mac_key(&self) -> Result<MacKey, ProviderError> {
+        self.sealing.mac_key()
+    }
+
+    fn id(&self) -> RootKeyId {
+        self.sealing.id()
+    }
+}
+
+/// The root key that a sealed key names. Every suite has it at the same place.
+fn sealer(key: &SealedKey) -> Option<RootKeyId> {
+    let (_, rest) = key.0.split_first()?;
+    let (id, _) = rest.split_first_chunk()?;
+    Some(RootKeyId(*id))
 }
 
 /// A root key in a file.
@@ -212,6 +303,10 @@ impl Root for RootKey {
 
     fn mac_key(&self) -> Result<MacKey, ProviderError> {
         Ok(Self::mac_key(self))
+    }
+
+    fn id(&self) -> RootKeyId {
+        RootKeyId(self.id)
     }
 }
 
@@ -448,9 +543,51 @@ mod tests {
     }
 
     #[test]
+    fn of_several_root_keys_the_first_seals_and_all_open() {
+        let (old, new) = (root(), other());
+        let sealed_by_old = old.seal(&name(), &Material::new(vec![1; 32])).unwrap();
+        let roots = Roots::new(new, vec![old.clone()]).unwrap();
+        let sealed = roots.seal(&name(), &Material::new(vec![2; 32])).unwrap();
+        assert!(roots.seals(&sealed) && roots.seals(&sealed_by_old));
+        assert_eq!(roots.open(&name(), &sealed).unwrap().expose(), vec![2; 32]);
+        let opened = roots.open(&name(), &sealed_by_old).unwrap();
+        assert_eq!(opened.expose(), vec![1; 32]);
+        let answer = old.open(&name(), &sealed);
+        assert!(matches!(answer, Err(ProviderError::BadSeal)), "the first");
+        assert_eq!(
+            Root::mac_key(&roots).unwrap().expose(),
+            other().mac_key().expose()
+        );
+        assert_eq!(roots.previous_ids(), [Root::id(&*old)]);
+    }
+
+    #[test]
+    fn a_key_that_is_sealed_again_opens_without_the_old_root_key() {
+        let (old, new) = (root(), other());
+        let sealed = old.seal(&name(), &Material::new(vec![1; 32])).unwrap();
+        let roots = Roots::new(new.clone(), vec![old]).unwrap();
+        let again = roots.reseal(&name(), &sealed).unwrap().unwrap();
+        assert_eq!(new.open(&name(), &again).unwrap().expose(), vec![1; 32]);
+        assert_eq!(roots.reseal(&name(), &again).unwrap(), None, "it is done");
+
+        let mut moved = name();
+        moved.version = KeyVersion::new(2).unwrap();
+        let answer = roots.reseal(&moved, &sealed);
+        assert!(matches!(answer, Err(ProviderError::BadSeal)), "its place");
+        let answer = new.reseal(&name(), &sealed);
+        assert!(matches!(answer, Err(ProviderError::BadSeal)), "no old one");
+    }
+
+    #[test]
+    fn a_root_key_that_is_there_twice_is_refused() {
+        let twice = Roots::new(root(), vec![other(), root()]);
+        assert_eq!(twice.unwrap_err(), Root::id(&*root()));
+    }
+
+    #[test]
     fn no_two_names_have_the_same_associated_data() {
         let root = root();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for project in ["p", "pp", "p0d0466b0"] {
             for id in [ID, "1d0466b0-e727-4d9c-b35d-f84bb474a37f"] {
                 for version in [1, 2, 256] {
@@ -473,8 +610,12 @@ mod tests {
 
     const ID: &str = "0d0466b0-e727-4d9c-b35d-f84bb474a37f";
 
-    fn root() -> RootKey {
-        RootKey::new(Zeroizing::new([7; 32])).unwrap()
+    fn root() -> Arc<RootKey> {
+        RootKey::new(Zeroizing::new([7; 32])).unwrap().into()
+    }
+
+    fn other() -> Arc<RootKey> {
+        RootKey::new(Zeroizing::new([8; 32])).unwrap().into()
     }
 
     fn name() -> VersionName {

@@ -85,6 +85,10 @@ actions! {
     RotateOnDemand = "kms:cmk:rotate";
     /// ConfirmClock.
     ConfirmClock = "kms:system:confirmClock";
+    /// RotateRootKey.
+    RotateRootKey = "kms:system:rotateRootKey";
+    /// BackUpStore.
+    BackUpStore = "kms:system:backUpStore";
 }
 
 impl FromStr for Action {
@@ -155,7 +159,7 @@ mod tests {
         for &action in Action::ALL {
             assert_eq!(
                 family.contains(action),
-                action != Action::ConfirmClock,
+                !action.name().starts_with("kms:system:"),
                 "{action:?}"
             );
         }

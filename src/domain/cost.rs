@@ -65,7 +65,9 @@ impl Action {
             | Self::CancelKeyDeletion
             | Self::UpdateKeyAlias
             | Self::UpdateKeyDescription
-            | Self::ConfirmClock => WRITE,
+            | Self::ConfirmClock
+            | Self::RotateRootKey
+            | Self::BackUpStore => WRITE,
         }
     }
 }

@@ -475,6 +475,22 @@ impl fmt::Debug for ProjectId {
 #[error("not a project id")]
 pub struct InvalidProjectId;
 
+/// Names a root key, and tells nothing else of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RootKeyId(pub [u8; 8]);
+
+impl fmt::Display for RootKeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for RootKeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RootKeyId({self})")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@
 
 mod crypto;
 mod keys;
+mod operator;
 pub mod status;
 pub mod unary;
 
@@ -38,7 +39,8 @@ pub mod pb {
 pub const DESCRIPTORS: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/kmsgate.v1.descriptors.bin"));
 
-/// Serves [`Kms`] as `kmsgate.v1.CryptoService` and `kmsgate.v1.KeyService`.
+/// Serves [`Kms`] as `kmsgate.v1.CryptoService`, `kmsgate.v1.KeyService` and
+/// `kmsgate.v1.OperatorService`.
 #[derive(Clone, Debug)]
 pub struct Server {
     kms: Arc<Kms>,

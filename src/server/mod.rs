@@ -18,6 +18,7 @@ mod etcd;
 mod front;
 mod listen;
 mod places;
+mod root;
 mod tls;
 mod token;
 
@@ -49,12 +50,14 @@ use crate::auth::{Authenticator, Chain};
 use crate::config::{self, Config};
 use crate::crypto::aws_lc::AwsLc;
 use crate::crypto::pool::{Pool, PoolError};
-use crate::crypto::root::{Root, RootKey, RootKeyError};
+use crate::crypto::root::{Root, RootKeyError};
 use crate::crypto::rustcrypto::RustCrypto;
 use crate::crypto::{Choice, InvalidProviders, Provider, ProviderError, Providers};
 use crate::domain::address::Address;
 use crate::domain::caller::{Action, Actions, Caller};
-use crate::domain::key::{KeyAlias, KeyDescription, KeyId, KeySpec, KeyUsage, ProjectId};
+use crate::domain::key::{
+    KeyAlias, KeyDescription, KeyId, KeySpec, KeyUsage, ProjectId, RootKeyId,
+};
 use crate::domain::rate::Rate;
 use crate::domain::request::RequestId;
 use crate::domain::time::{Clock, Stopwatch, Timestamp};
@@ -63,6 +66,7 @@ use crate::gateway;
 use crate::grpc;
 use crate::grpc::pb::crypto_service_server::CryptoServiceServer;
 use crate::grpc::pb::key_service_server::KeyServiceServer;
+use crate::grpc::pb::operator_service_server::OperatorServiceServer;
 use crate::server::admin::Readiness;
 use crate::server::front::{Common, Face, Front, Guard};
 use crate::server::listen::Lives;
@@ -71,9 +75,9 @@ use crate::server::token::Token;
 use crate::service::keyring::Keyring;
 use crate::service::limits::{Limit, Limits};
 use crate::service::{Context, Kms, NewKey, Sweep};
-use crate::store::codec::Codec;
 use crate::store::freshness::Freshness;
 use crate::store::memory::Memory;
+use crate::store::root_keys::RootKeysError;
 use crate::store::sqlite::{Findings, Sqlite};
 use crate::store::{KeyStore, StoreError};
 use crate::telemetry::{Metrics, Read};
@@ -148,10 +152,11 @@ impl Server {
     pub fn build(config: &Config) -> Result<Self, StartError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let token = Token::open(config)?;
-        let root = load_root_key(config, token.as_ref())?;
-        let mac_key = root.mac_key().map_err(StartError::NoMacKey)?;
-        let codec = Codec::new(mac_key);
-        let providers = Arc::new(providers(&config.crypto, &root, token.as_ref())?);
+        let roots = root::load(config, token.as_ref())?;
+        let codec = root::codec(&roots)?;
+        let root_keys = Arc::new(root::names(&roots));
+        let roots: Arc<dyn Root> = roots;
+        let providers = Arc::new(providers(&config.crypto, &roots, token.as_ref())?);
         let mut store_files = None;
         let store: Arc<dyn KeyStore> = match &config.store {
             config::Store::Memory {} => Arc::new(Memory::new(codec)),
@@ -184,6 +189,7 @@ impl Server {
         let kms = Kms {
             store,
             providers,
+            root_keys,
             keyring: Arc::new(Keyring::new(limits.opened_keys.get())),
             pool: Arc::new(Pool::new(threads, limits.cpu_queue.get())?),
             policy,
@@ -298,10 +304,12 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         let crypto = CryptoServiceServer::from_arc(Arc::clone(&service));
         let keys = KeyServiceServer::from_arc(Arc::clone(&service));
+        let operator = OperatorServiceServer::from_arc(Arc::clone(&service));
         let health_service = health_service.max_decoding_message_size(MAX_MESSAGE);
         let mut routes = Routes::new(health_service)
             .add_service(crypto.max_decoding_message_size(MAX_MESSAGE))
-            .add_service(keys.max_decoding_message_size(MAX_MESSAGE));
+            .add_service(keys.max_decoding_message_size(MAX_MESSAGE))
+            .add_service(operator.max_decoding_message_size(MAX_MESSAGE));
         if self.reflection {
             routes = reflect(routes)?;
         }
@@ -388,14 +396,34 @@ impl Server {
         Ok(())
     }
 
-    /// Refuses a store that was written under another root key, since every request would fail, and
-    /// makes a new one this root key's.
+    /// Refuses a store that was written under another root key, because every request would fail, and
+    /// one that needs a root key that is not configured, because some would. A new one becomes this
+    /// root key's.
     pub async fn claim_store(&self) -> Result<(), StartError> {
-        match self.kms.begin_time().await {
-            Err(StoreError::Corrupt(_)) => Err(StartError::WrongRootKey),
-            Err(error) => Err(StartError::Store("the key store".to_owned(), error)),
-            Ok(()) => Ok(()),
+        let store = &*self.kms.store;
+        let entered = async {
+            // First, because it can say which root key is missing.
+            self.kms.root_keys.enter(store).await?;
+            store.get(&crate::store::Address::Clock).await?;
+            Ok(())
+        };
+        match entered.await {
+            Ok(()) => {}
+            Err(RootKeysError::Store(StoreError::Corrupt(_))) => {
+                return Err(StartError::WrongRootKey);
+            }
+            Err(RootKeysError::Store(error)) => {
+                return Err(StartError::Store("the key store".to_owned(), error));
+            }
+            Err(error) => return Err(StartError::RootKeys(error)),
         }
+        if self.kms.root_keys.listed() > 1 {
+            tracing::info!(
+                root_key = %self.kms.root_keys.sealing(),
+                "the store needs previous root keys too: `kmsgate root-key rotate` puts all under the first"
+            );
+        }
+        Ok(())
     }
 
     fn metrics(
@@ -416,6 +444,12 @@ impl Server {
             "kmsgate_cpu_queue_length",
             "Private-key operations that wait for a thread.",
             move || kms.pool.waiting() as u64,
+        );
+        let kms = Arc::clone(&self.kms);
+        metrics.gauge(
+            "kmsgate_root_keys_in_use",
+            "Root keys that the store needs, as this server last saw; 1 after a complete rotation.",
+            move || kms.root_keys.listed(),
         );
         let held_back = Arc::clone(held_back);
         metrics.gauge(
@@ -537,7 +571,12 @@ fn tell_of_tls(metrics: &mut Metrics, tls: &Arc<Tls>) {
 }
 
 /// The names under which the health service answers: the server as a whole, and each service.
-const SERVICES: [&str; 3] = ["", "kmsgate.v1.CryptoService", "kmsgate.v1.KeyService"];
+const SERVICES: [&str; 4] = [
+    "",
+    "kmsgate.v1.CryptoService",
+    "kmsgate.v1.KeyService",
+    "kmsgate.v1.OperatorService",
+];
 
 async fn tell_health(health: &HealthReporter, status: ServingStatus) {
     for name in SERVICES {
@@ -667,8 +706,8 @@ fn place(listener: &Listener) -> String {
 /// Reads what `config` names, as a start would, and changes nothing: the store is not opened.
 pub fn check(config: &Config) -> Result<(), StartError> {
     let token = Token::open(config)?;
-    let root = load_root_key(config, token.as_ref())?;
-    providers(&config.crypto, &root, token.as_ref())?;
+    let roots: Arc<dyn Root> = root::load(config, token.as_ref())?;
+    providers(&config.crypto, &roots, token.as_ref())?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     load_credentials(config, &clock)?;
     load_tls(config.tls.as_ref())?;
@@ -686,9 +725,7 @@ pub fn check_records(config: &Config) -> Result<Findings, StartError> {
         return Err(StartError::NoStore);
     };
     let token = Token::open(config)?;
-    let root = load_root_key(config, token.as_ref())?;
-    let mac_key = root.mac_key().map_err(StartError::NoMacKey)?;
-    let codec = Codec::new(mac_key);
+    let codec = root::codec(&*root::load(config, token.as_ref())?)?;
     Sqlite::check(path, codec).map_err(|error| StartError::Store(shown(path), error))
 }
 
@@ -696,18 +733,6 @@ pub fn check_records(config: &Config) -> Result<Findings, StartError> {
 pub fn new_root_key_in_token(config: &Config) -> Result<(), StartError> {
     let token = Token::open(config)?.ok_or(StartError::NoToken)?;
     token.new_root_key()
-}
-
-fn load_root_key(config: &Config, token: Option<&Token>) -> Result<Arc<dyn Root>, StartError> {
-    match (&config.root_key_file, token) {
-        (Some(path), _) => {
-            let root = RootKey::load(path);
-            let root = root.map_err(|error| StartError::RootKey(shown(path), error))?;
-            Ok(Arc::new(root))
-        }
-        (None, Some(token)) => token.root_key(),
-        (None, None) => Err(StartError::NoToken),
-    }
 }
 
 /// The configured providers, whose keys are sealed under `root`.
@@ -1109,9 +1134,16 @@ pub enum StartError {
     Policy(String, #[source] FileError),
     /// The store's records do not verify.
     #[error(
-        "the key store was not written under this root key, or it was changed by something else"
+        "the key store was not written under this root key, or it was changed by something else: if \
+         the root key was replaced, name those that it needs too in previous_root_key_files"
     )]
     WrongRootKey,
+    /// The store needs a root key that is not configured.
+    #[error(transparent)]
+    RootKeys(RootKeysError),
+    /// A root key is configured more than once.
+    #[error("root key {0} is configured twice")]
+    RootKeyTwice(RootKeyId),
     /// The store cannot be opened.
     #[error("store {0}: {causes}", causes = Causes(.1))]
     Store(String, #[source] StoreError),

@@ -43,9 +43,9 @@ mod with {
             }))
         }
 
-        /// The root key in the token.
-        pub(in crate::server) fn root_key(&self) -> Result<Arc<dyn Root>, StartError> {
-            let root = TokenRoot::load(Arc::clone(&self.module), self.label()?)?;
+        /// The root key in the token that has this label.
+        pub(in crate::server) fn root_key(&self, label: &str) -> Result<Arc<dyn Root>, StartError> {
+            let root = TokenRoot::load(Arc::clone(&self.module), label)?;
             Ok(Arc::new(root))
         }
 
@@ -102,7 +102,7 @@ mod without {
             }
         }
 
-        pub(in crate::server) fn root_key(&self) -> Result<Arc<dyn Root>, StartError> {
+        pub(in crate::server) fn root_key(&self, _: &str) -> Result<Arc<dyn Root>, StartError> {
             match *self {}
         }
 

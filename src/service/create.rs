@@ -78,7 +78,7 @@ impl Kms {
             Change::create(Record::Key(key.clone())),
             Change::create(Record::Alias(alias)),
         ];
-        match self.store.put(changes).await {
+        match self.root_keys.put(&*self.store, changes).await {
             Ok(_) => Ok(key),
             Err(StoreError::Conflict) => Err(Kind::DuplicateAlias.into()),
             Err(error) => Err(error.into()),

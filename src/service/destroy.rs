@@ -35,23 +35,6 @@ pub enum Sweep {
 }
 
 impl Kms {
-    /// Notes the time in a store that has none, which is a new one.
-    ///
-    /// That is the record by which a start under another root key is refused, so it is there before
-    /// any key is.
-    pub async fn begin_time(&self) -> Result<(), StoreError> {
-        if self.store.get(&Address::Clock).await?.is_some() {
-            return Ok(());
-        }
-        let seen = self.clock.now();
-        let first = Change::create(Record::Clock(ClockRecord { seen }));
-        match self.store.put(vec![first]).await {
-            // Another server was faster. Whether it was one with our root key, reading tells.
-            Err(StoreError::Conflict) => self.store.get(&Address::Clock).await.map(drop),
-            put => put.map(drop),
-        }
-    }
-
     /// Destroys the keys that are past their deletion date.
     pub async fn sweep(&self) -> Result<Sweep, Error> {
         let now = self.clock.now();
@@ -191,7 +174,7 @@ impl Kms {
             None => Change::create(record),
             Some((_, revision)) => Change::replace(record, revision),
         };
-        match self.store.put(vec![change]).await {
+        match self.root_keys.put(&*self.store, vec![change]).await {
             // Another writer noted a time: one of the two is as good as the other.
             Ok(_) | Err(StoreError::Conflict) => Ok(()),
             Err(error) => Err(error.into()),

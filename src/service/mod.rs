@@ -28,6 +28,7 @@ use crate::error::{Error, Kind};
 use crate::service::keyring::{Held, Keyring};
 use crate::service::limits::Limits;
 use crate::store::freshness::Stale;
+use crate::store::root_keys::RootKeys;
 use crate::store::{Change, KeyRecord, KeyStore, Record, Revision, StoreError};
 
 mod create;
@@ -40,6 +41,7 @@ pub mod limits;
 mod list;
 mod opening;
 mod public_key;
+mod root_key;
 mod rotate;
 mod state;
 mod update;
@@ -49,6 +51,7 @@ pub use decrypt::{Decrypt, Decrypted};
 pub use destroy::Sweep;
 pub use encrypt::{Encrypt, Encrypted};
 pub use list::{ListKeys, Page};
+pub use root_key::Progress;
 
 /// The key management service.
 #[derive(Debug)]
@@ -57,6 +60,8 @@ pub struct Kms {
     pub store: Arc<dyn KeyStore>,
     /// What makes and opens them.
     pub providers: Arc<Providers>,
+    /// The root keys that the store needs. Every write goes by them.
+    pub root_keys: Arc<RootKeys>,
     /// Opened keys.
     pub keyring: Arc<Keyring>,
     /// Where long computations are done.
@@ -187,8 +192,9 @@ impl Kms {
         changes: Vec<Change>,
     ) -> Result<(), StoreError> {
         let (store, keyring) = (Arc::clone(&self.store), Arc::clone(&self.keyring));
+        let root_keys = Arc::clone(&self.root_keys);
         let committed = tokio::spawn(async move {
-            let put = store.put(changes).await;
+            let put = root_keys.put(&*store, changes).await;
             // Also after a failure: the change may have been made and its acknowledgement lost.
             keyring.forget(&project, key_id);
             put.map(|_| ())

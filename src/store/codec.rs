@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The MAC key id is the first 8 bytes of the HMAC-SHA-256 of a fixed label. No record begins with
-//! that label's first byte, so the id says nothing about any record's MAC.
+//! that label's first byte, so the id says nothing about any record's MAC. Records are written under one
+//! key, and read under that one and those of previous root keys.
 //!
 //! The messages are private to this file and their field numbers are never reused. A payload must
 //! be exactly what this codec would write for what it read: a field of a newer writer makes the
@@ -24,33 +25,36 @@ use prost::Message;
 use sha2::Sha256;
 use zeroize::Zeroize;
 
-use crate::domain::key::{KeyState, KeyVersion};
+use crate::domain::key::{KeyState, KeyVersion, RootKeyId};
 use crate::domain::secret::MacKey;
 use crate::domain::time::Timestamp;
 use crate::store::{
-    Address, AliasRecord, Change, ClockRecord, DeletionRecord, KeyRecord, Record, StoreError,
-    VersionRecord,
+    Address, AliasRecord, Change, ClockRecord, DeletionRecord, Effect, KeyRecord, Record, Revision,
+    RootKeysRecord, StoreError, VersionRecord, Versioned,
 };
 
 /// Writes and reads records.
 #[derive(Debug)]
 pub struct Codec {
-    mac_key: MacKey,
-    key_id: [u8; KEY_ID],
+    current: Authenticator,
+    previous: Vec<Authenticator>,
 }
 
 impl Codec {
     /// A codec that authenticates under `mac_key`.
     pub fn new(mac_key: MacKey) -> Self {
-        let mut codec = Self {
-            mac_key,
-            key_id: [0; KEY_ID],
-        };
-        let name = codec.mac(KEY_ID_LABEL).finalize().into_bytes();
-        for (to, from) in codec.key_id.iter_mut().zip(name) {
-            *to = from;
+        Self {
+            current: Authenticator::new(mac_key),
+            previous: Vec::new(),
         }
-        codec
+    }
+
+    /// The same codec, which also reads what was written under these keys.
+    #[must_use]
+    pub fn reading(mut self, previous: impl IntoIterator<Item = MacKey>) -> Self {
+        self.previous
+            .extend(previous.into_iter().map(Authenticator::new));
+        self
     }
 
     /// Writes a record.
@@ -58,9 +62,9 @@ impl Codec {
         let payload = wire::Payload::from(record);
         let mut bytes = Vec::with_capacity(1 + KEY_ID + payload.encoded_len() + MAC);
         bytes.push(FORMAT);
-        bytes.extend(self.key_id);
+        bytes.extend(self.current.key_id);
         bytes.extend(payload.encode_to_vec());
-        let mac = self.mac(&bytes).finalize().into_bytes();
+        let mac = self.current.mac(&bytes).finalize().into_bytes();
         bytes.extend(mac);
         bytes
     }
@@ -76,9 +80,25 @@ impl Codec {
 
     /// [`decode`](Self::decode) for an address in its written form, which names one address only.
     pub(super) fn decode_at(&self, address: &str, bytes: &[u8]) -> Result<Record, StoreError> {
-        self.open(bytes)
-            .filter(|record| record.address().to_string() == address)
-            .ok_or_else(|| StoreError::Corrupt(address.to_owned()))
+        Ok(self.read(address, bytes, Revision(0))?.record)
+    }
+
+    /// [`decode_at`](Self::decode_at) for a record that was written at `revision`.
+    pub(super) fn read(
+        &self,
+        address: &str,
+        bytes: &[u8],
+        revision: Revision,
+    ) -> Result<Versioned, StoreError> {
+        let (record, current) = self
+            .open(bytes)
+            .filter(|(record, _)| record.address().to_string() == address)
+            .ok_or_else(|| StoreError::Corrupt(address.to_owned()))?;
+        Ok(Versioned {
+            record,
+            revision,
+            current,
+        })
     }
 
     /// Readies the changes of one put, in their order.
@@ -96,28 +116,58 @@ impl Codec {
             if !seen.insert(address.clone()) {
                 return Err(StoreError::Conflict);
             }
-            let value = change.record.as_ref().map(|record| self.encode(record));
-            if let Some(value) = &value {
-                self.decode_at(&address, value)?;
-            }
+            let write = match &change.effect {
+                Effect::Put(record) => {
+                    let value = self.encode(record);
+                    self.decode_at(&address, &value)?;
+                    Write::Put(value)
+                }
+                Effect::Erase => Write::Erase,
+                Effect::Keep => Write::Nothing,
+            };
             Ok(Encoded {
                 change,
                 address,
-                value,
+                write,
             })
         };
         changes.iter().map(encode).collect()
     }
 
-    fn open(&self, bytes: &[u8]) -> Option<Record> {
+    /// The record, and whether it is under the key that new ones are under.
+    fn open(&self, bytes: &[u8]) -> Option<(Record, bool)> {
         let (authentic, mac) = bytes.split_at_checked(bytes.len().checked_sub(MAC)?)?;
-        self.mac(authentic).verify_slice(mac).ok()?;
-        let payload = authentic
+        let (key_id, payload) = authentic
             .strip_prefix(&[FORMAT])?
-            .strip_prefix(&self.key_id)?;
+            .split_first_chunk::<KEY_ID>()?;
+        let mut keys = [&self.current].into_iter().chain(&self.previous);
+        let key = keys.find(|key| key.key_id == *key_id)?;
+        key.mac(authentic).verify_slice(mac).ok()?;
         let message = wire::Payload::decode(payload).ok()?;
         let canonical = message.encode_to_vec() == payload;
-        message.record().filter(|_| canonical)
+        let record = message.record().filter(|_| canonical)?;
+        Some((record, key.key_id == self.current.key_id))
+    }
+}
+
+/// A key under which records are authenticated, and its name.
+#[derive(Debug)]
+struct Authenticator {
+    mac_key: MacKey,
+    key_id: [u8; KEY_ID],
+}
+
+impl Authenticator {
+    fn new(mac_key: MacKey) -> Self {
+        let mut key = Self {
+            mac_key,
+            key_id: [0; KEY_ID],
+        };
+        let name = key.mac(KEY_ID_LABEL).finalize().into_bytes();
+        for (to, from) in key.key_id.iter_mut().zip(name) {
+            *to = from;
+        }
+        key
     }
 
     fn mac(&self, bytes: &[u8]) -> Hmac<Sha256> {
@@ -139,8 +189,19 @@ pub(super) struct Encoded<'a> {
     pub(super) change: &'a Change,
     /// Its address in the written form.
     pub(super) address: String,
-    /// The bytes of its record, if it has one.
-    pub(super) value: Option<Vec<u8>>,
+    /// What is to be done there, if all is as expected.
+    pub(super) write: Write,
+}
+
+/// What is to be done at an address.
+#[derive(Debug)]
+pub(super) enum Write {
+    /// Store these bytes, with the revision of the put.
+    Put(Vec<u8>),
+    /// Erase what is there.
+    Erase,
+    /// Leave what is there, with the revision that it has.
+    Nothing,
 }
 
 impl Encoded<'_> {
@@ -161,7 +222,7 @@ mod wire {
 
     #[derive(Clone, PartialEq, Message)]
     pub(super) struct Payload {
-        #[prost(oneof = "Content", tags = "1, 2, 3, 4")]
+        #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5, 6")]
         content: Option<Content>,
     }
 
@@ -175,6 +236,10 @@ mod wire {
         Deletion(Deletion),
         #[prost(message, tag = "4")]
         Clock(Clock),
+        #[prost(message, tag = "5")]
+        RootKeys(RootKeys),
+        #[prost(message, tag = "6")]
+        Copy(Copy),
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -237,6 +302,23 @@ mod wire {
         seen: i64,
     }
 
+    #[derive(Clone, PartialEq, Message)]
+    struct RootKeys {
+        #[prost(message, repeated, tag = "1")]
+        root_keys: Vec<RootKey>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct RootKey {
+        #[prost(fixed64, tag = "1")]
+        id: u64,
+        #[prost(bool, tag = "2")]
+        seals: bool,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Copy {}
+
     impl From<&Record> for Payload {
         fn from(record: &Record) -> Self {
             let content = match record {
@@ -260,6 +342,16 @@ mod wire {
                     due: due.0,
                 }),
                 Record::Clock(ClockRecord { seen }) => Content::Clock(Clock { seen: seen.0 }),
+                Record::RootKeys(RootKeysRecord { root_keys }) => {
+                    let written = root_keys.iter().map(|(id, seals)| RootKey {
+                        id: u64::from_be_bytes(id.0),
+                        seals: *seals,
+                    });
+                    Content::RootKeys(RootKeys {
+                        root_keys: written.collect(),
+                    })
+                }
+                Record::Copy => Content::Copy(Copy {}),
             };
             Self {
                 content: Some(content),
@@ -337,8 +429,24 @@ mod wire {
                 Content::Clock(Clock { seen }) => Record::Clock(ClockRecord {
                     seen: Timestamp(seen),
                 }),
+                Content::RootKeys(RootKeys { root_keys }) => {
+                    Record::RootKeys(root_keys_record(&root_keys)?)
+                }
+                Content::Copy(Copy {}) => Record::Copy,
             })
         }
+    }
+
+    /// The record, if its root keys are in their order, each is there once, and one seals.
+    fn root_keys_record(written: &[RootKey]) -> Option<RootKeysRecord> {
+        let ordered = written.is_sorted_by(|one, next| one.id < next.id);
+        let seals = written.iter().any(|key| key.seals);
+        let root_keys = written
+            .iter()
+            .map(|key| (RootKeyId(key.id.to_be_bytes()), key.seals));
+        (ordered && seals).then(|| RootKeysRecord {
+            root_keys: root_keys.collect(),
+        })
     }
 
     impl Key {
@@ -380,6 +488,7 @@ mod wire {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::btree_map;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -437,6 +546,58 @@ mod tests {
     }
 
     #[test]
+    fn a_record_under_a_previous_key_is_read_and_told_apart() {
+        let both = codec(7).reading([MacKey::new(vec![8; 32])]);
+        for (seed, current) in [(7, true), (8, false)] {
+            let bytes = codec(seed).encode(&clock());
+            let read = both.read("clock", &bytes, Revision(3)).unwrap();
+            assert_eq!(
+                read,
+                Versioned {
+                    record: clock(),
+                    revision: Revision(3),
+                    current
+                }
+            );
+        }
+        let other = codec(9).encode(&clock());
+        assert!(both.decode(&Address::Clock, &other).is_err());
+        assert_eq!(both.encode(&clock()), codec(7).encode(&clock()));
+        // The name of one key before the MAC of the other.
+        let mut renamed = codec(8).encode(&clock());
+        renamed[1..9].copy_from_slice(&codec(7).current.key_id);
+        assert!(both.decode(&Address::Clock, &renamed).is_err());
+    }
+
+    #[test]
+    fn root_keys_out_of_order_twice_or_none_that_seals_are_refused() {
+        let id = |n: u8| [0x09, 0, 0, 0, 0, 0, 0, 0, n];
+        let entry = |n: u8, seals: bool| {
+            let mut entry = id(n).to_vec();
+            if seals {
+                entry.extend([0x10, 1]);
+            }
+            let length = u8::try_from(entry.len()).unwrap();
+            [&[0x0a, length][..], &entry].concat()
+        };
+        let record = |entries: &[Vec<u8>]| {
+            let entries = entries.concat();
+            let length = u8::try_from(entries.len()).unwrap();
+            sealed(&[&[0x2a, length][..], &entries].concat())
+        };
+        let good = record(&[entry(1, false), entry(2, true)]);
+        assert!(!refuses(&Address::RootKeys, &good));
+        for bad in [
+            vec![],
+            vec![entry(1, false)],
+            vec![entry(2, true), entry(1, false)],
+            vec![entry(1, true), entry(1, true)],
+        ] {
+            assert!(refuses(&Address::RootKeys, &record(&bad)), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn the_layout_is_the_documented_one() {
         // The payload is field 4 (tag 0x22) of 2 bytes: field 1 (tag 0x08) with the value 5.
         let payload = [0x22, 2, 0x08, 5];
@@ -452,7 +613,10 @@ mod tests {
     fn the_mac_is_hmac_sha_256() {
         // RFC 4231, test case 2; its key, "Jefe", is shorter than a block, as ours is.
         let codec = Codec::new(MacKey::new(b"Jefe".to_vec()));
-        let mac = codec.mac(b"what do ya want for nothing?").finalize();
+        let mac = codec
+            .current
+            .mac(b"what do ya want for nothing?")
+            .finalize();
         let expected = [
             0x5b, 0xdc, 0xc1, 0x46, 0xbf, 0x60, 0x75, 0x4e, 0x6a, 0x04, 0x24, 0x26, 0x08, 0x95,
             0x75, 0xc7, 0x5a, 0x00, 0x3f, 0x08, 0x9d, 0x27, 0x39, 0x83, 0x9d, 0xec, 0x58, 0xb9,
@@ -519,8 +683,8 @@ mod tests {
     /// `payload` with everything around it right.
     fn sealed(payload: &[u8]) -> Vec<u8> {
         let codec = codec(7);
-        let bytes = [&[FORMAT][..], &codec.key_id, payload].concat();
-        let mac = codec.mac(&bytes).finalize().into_bytes();
+        let bytes = [&[FORMAT][..], &codec.current.key_id, payload].concat();
+        let mac = codec.current.mac(&bytes).finalize().into_bytes();
         [&bytes[..], &mac].concat()
     }
 
@@ -568,11 +732,21 @@ mod tests {
                 seen: Timestamp(seen),
             })
         });
+        let root_keys = (
+            btree_map(any::<[u8; 8]>().prop_map(RootKeyId), any::<bool>(), 0..4),
+            any::<[u8; 8]>(),
+        )
+            .prop_map(|(mut root_keys, sealing)| {
+                root_keys.insert(RootKeyId(sealing), true);
+                Record::RootKeys(RootKeysRecord { root_keys })
+            });
         prop_oneof![
             2 => key_record().prop_map(Record::Key),
             1 => alias,
             1 => deletion,
             1 => clock,
+            1 => root_keys,
+            1 => Just(Record::Copy),
         ]
     }
 

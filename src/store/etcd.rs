@@ -19,7 +19,7 @@ use async_trait::async_trait;
 
 use crate::domain::key::{KeyId, ProjectId};
 use crate::domain::time::Stopwatch;
-use crate::store::codec::Codec;
+use crate::store::codec::{Codec, Write};
 use crate::store::etcd::client::{Client, Failure};
 use crate::store::etcd::rpc::compare::TargetUnion;
 use crate::store::etcd::rpc::compare::{CompareResult, CompareTarget};
@@ -131,10 +131,7 @@ impl Etcd {
         let written = self.shared.written(&found.key);
         let address = written.ok_or_else(|| corrupt(&found.key))?;
         let revision = u64::try_from(found.mod_revision).map_err(|_| corrupt(&found.key))?;
-        Ok(Versioned {
-            record: self.codec.decode_at(address, &found.value)?,
-            revision: Revision(revision),
-        })
+        self.codec.read(address, &found.value, Revision(revision))
     }
 
     /// What no other transaction writes.
@@ -236,10 +233,11 @@ impl KeyStore for Etcd {
                     expected.ok_or(StoreError::Conflict)?,
                 )),
             });
-            question.success.push(op(match change.value {
-                Some(value) => Op::RequestPut(rpc::PutRequest { key, value }),
-                None => Op::RequestDeleteRange(rpc::DeleteRangeRequest { key }),
-            }));
+            question.success.extend(match change.write {
+                Write::Put(value) => Some(op(Op::RequestPut(rpc::PutRequest { key, value }))),
+                Write::Erase => Some(op(Op::RequestDeleteRange(rpc::DeleteRangeRequest { key }))),
+                Write::Nothing => None,
+            });
         }
         // Last, so that a watch has told of the others when it tells of this one.
         question.success.push(op(Op::RequestPut(rpc::PutRequest {

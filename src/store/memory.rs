@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use zeroize::Zeroizing;
 
-use crate::store::codec::Codec;
+use crate::store::codec::{Codec, Write};
 use crate::store::{Address, Change, KeyStore, Prefix, Revision, StoreError, Versioned};
 
 /// Keeps records in memory, in the same bytes as the other stores do.
@@ -53,10 +53,8 @@ impl Memory {
     }
 
     fn read(&self, address: &str, stored: &Stored) -> Result<Versioned, StoreError> {
-        Ok(Versioned {
-            record: self.codec.decode_at(address, &stored.value)?,
-            revision: Revision(stored.revision),
-        })
+        let revision = Revision(stored.revision);
+        self.codec.read(address, &stored.value, revision)
     }
 }
 
@@ -82,14 +80,17 @@ impl KeyStore for Memory {
         table.revision += 1;
         let revision = table.revision;
         for change in changes {
-            let stored = change.value.map(|value| Stored {
-                revision,
-                value: Zeroizing::new(value),
-            });
-            match stored {
-                Some(stored) => table.records.insert(change.address, stored),
-                None => table.records.remove(&change.address),
-            };
+            match change.write {
+                Write::Put(value) => {
+                    let value = Zeroizing::new(value);
+                    let stored = Stored { revision, value };
+                    table.records.insert(change.address, stored);
+                }
+                Write::Erase => {
+                    table.records.remove(&change.address);
+                }
+                Write::Nothing => {}
+            }
         }
         Ok(Revision(revision))
     }

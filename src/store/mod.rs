@@ -14,6 +14,7 @@
 //! Implement [`KeyStore`] in one file, then add one line to `tests/stores.rs`. The battery there
 //! decides whether it is correct.
 
+use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::domain::key::{
-    KeyAlias, KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion, ProjectId,
+    KeyAlias, KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion, ProjectId, RootKeyId,
 };
 use crate::domain::time::Timestamp;
 use crate::store::freshness::{Freshness, Watcher};
@@ -30,6 +31,7 @@ pub mod codec;
 pub mod etcd;
 pub mod freshness;
 pub mod memory;
+pub mod root_keys;
 pub mod sqlite;
 
 /// Keeps records.
@@ -82,17 +84,23 @@ pub enum Address {
     Deletion(ProjectId, KeyId),
     /// The latest time that the server trusted.
     Clock,
+    /// The root keys that the store needs.
+    RootKeys,
+    /// There while a [copy] into this store is not complete.
+    Copy,
 }
 
 impl fmt::Display for Address {
     /// The address as stores write it: `key/PROJECT/ID`, `alias/PROJECT/ALIAS`,
-    /// `deletion/PROJECT/ID` or `clock`.
+    /// `deletion/PROJECT/ID`, `clock`, `root-keys` or `copy`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key(project, id) => write!(f, "key/{project}/{id}"),
             Self::Alias(project, alias) => write!(f, "alias/{project}/{}", alias.as_str()),
             Self::Deletion(project, id) => write!(f, "deletion/{project}/{id}"),
             Self::Clock => f.write_str("clock"),
+            Self::RootKeys => f.write_str("root-keys"),
+            Self::Copy => f.write_str("copy"),
         }
     }
 }
@@ -104,6 +112,8 @@ pub enum Prefix {
     Keys(ProjectId),
     /// The deletion queue of all projects.
     Deletions,
+    /// Every record of the store.
+    Everything,
 }
 
 impl fmt::Display for Prefix {
@@ -112,6 +122,7 @@ impl fmt::Display for Prefix {
         match self {
             Self::Keys(project) => write!(f, "key/{project}/"),
             Self::Deletions => f.write_str("deletion/"),
+            Self::Everything => Ok(()),
         }
     }
 }
@@ -141,6 +152,10 @@ pub enum Record {
     Deletion(DeletionRecord),
     /// The latest time that the server trusted.
     Clock(ClockRecord),
+    /// The root keys that the store needs.
+    RootKeys(RootKeysRecord),
+    /// There while a [copy] into this store is not complete.
+    Copy,
 }
 
 impl Record {
@@ -153,6 +168,8 @@ impl Record {
                 Address::Deletion(deletion.project.clone(), deletion.key_id)
             }
             Self::Clock(_) => Address::Clock,
+            Self::RootKeys(_) => Address::RootKeys,
+            Self::Copy => Address::Copy,
         }
     }
 }
@@ -222,6 +239,14 @@ pub struct ClockRecord {
     pub seen: Timestamp,
 }
 
+/// The root keys that the store needs: what one that is not among them sealed or authenticated is
+/// nowhere in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootKeysRecord {
+    /// Whether new records may be sealed and authenticated under each.
+    pub root_keys: BTreeMap<RootKeyId, bool>,
+}
+
 /// A record and the write that made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned {
@@ -229,6 +254,9 @@ pub struct Versioned {
     pub record: Record,
     /// The write.
     pub revision: Revision,
+    /// Whether it is authenticated under the key that authenticates new records, and not under one of
+    /// a previous root key.
+    pub current: bool,
 }
 
 /// Counts the writes of a store; grows with each.
@@ -242,8 +270,19 @@ pub struct Change {
     pub address: Address,
     /// The revision that the writer read; none if there must be no record yet.
     pub expected: Option<Revision>,
-    /// What shall be there; none to erase what is.
-    pub record: Option<Record>,
+    /// What shall become of it.
+    pub effect: Effect,
+}
+
+/// What becomes of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// This shall be there.
+    Put(Record),
+    /// Nothing shall be there.
+    Erase,
+    /// What is there stays, with its revision. The other changes happen only if it is as expected.
+    Keep,
 }
 
 impl Change {
@@ -252,7 +291,7 @@ impl Change {
         Self {
             address: record.address(),
             expected: None,
-            record: Some(record),
+            effect: Effect::Put(record),
         }
     }
 
@@ -261,7 +300,7 @@ impl Change {
         Self {
             address: record.address(),
             expected: Some(revision),
-            record: Some(record),
+            effect: Effect::Put(record),
         }
     }
 
@@ -270,7 +309,24 @@ impl Change {
         Self {
             address,
             expected: Some(revision),
-            record: None,
+            effect: Effect::Erase,
+        }
+    }
+
+    /// Keeps the record read at `revision`, on which the other changes depend.
+    pub fn keep(address: Address, revision: Revision) -> Self {
+        Self {
+            address,
+            expected: Some(revision),
+            effect: Effect::Keep,
+        }
+    }
+
+    /// The record that shall be there, if the change puts one.
+    pub fn record(&self) -> Option<&Record> {
+        match &self.effect {
+            Effect::Put(record) => Some(record),
+            Effect::Erase | Effect::Keep => None,
         }
     }
 }

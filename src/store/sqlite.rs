@@ -42,8 +42,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::store::codec::{Codec, Encoded};
-use crate::store::{Address, Change, KeyStore, Prefix, Record, Revision, StoreError, Versioned};
+use crate::store::codec::{Codec, Encoded, Write};
+use crate::store::{
+    Address, Change, Effect, KeyStore, Prefix, Record, Revision, StoreError, Versioned,
+};
 
 mod check;
 
@@ -268,10 +270,7 @@ impl Database {
         revision: u64,
         value: &[u8],
     ) -> Result<Versioned, StoreError> {
-        Ok(Versioned {
-            record: self.codec.decode_at(address, value)?,
-            revision: Revision(revision),
-        })
+        self.codec.read(address, value, Revision(revision))
     }
 
     /// Does the puts in one transaction, and answers them when it is durable.
@@ -367,8 +366,8 @@ fn apply(
         erases |= stored.is_some_and(|(_, value)| loses_sealed_bytes(codec, change, &value));
     }
     for change in changes {
-        match &change.value {
-            Some(value) => connection
+        match &change.write {
+            Write::Put(value) => connection
                 .prepare_cached(
                     "INSERT INTO records (address, revision, filler, value)
                      VALUES (?1, ?2, zeroblob(1024), ?3)
@@ -376,9 +375,10 @@ fn apply(
                      DO UPDATE SET revision = excluded.revision, value = excluded.value",
                 )?
                 .execute(params![change.address, revision, value])?,
-            None => connection
+            Write::Erase => connection
                 .prepare_cached("DELETE FROM records WHERE address = ?1")?
                 .execute([&change.address])?,
+            Write::Nothing => 0,
         };
     }
     Ok(Ok(Done { revision, erases }))
@@ -394,8 +394,10 @@ fn stored(connection: &Connection, address: &str) -> rusqlite::Result<Option<(u6
 /// Whether there were sealed bytes, or anything unreadable, that will not be there after `change`.
 /// Erasing loses all.
 fn loses_sealed_bytes(codec: &Codec, change: &Encoded<'_>, old: &[u8]) -> bool {
-    let Some(new) = &change.change.record else {
-        return true;
+    let new = match &change.change.effect {
+        Effect::Put(record) => record,
+        Effect::Erase => return true,
+        Effect::Keep => return false,
     };
     match (codec.decode_at(&change.address, old), new) {
         (Ok(Record::Key(old)), Record::Key(new)) => old.versions.iter().any(|old| {

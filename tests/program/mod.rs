@@ -29,6 +29,7 @@ use kmsgate::auth::token::Entry;
 use kmsgate::crypto::root::RootKey;
 use kmsgate::grpc::pb::crypto_service_client::CryptoServiceClient;
 use kmsgate::grpc::pb::key_service_client::KeyServiceClient;
+use kmsgate::grpc::pb::operator_service_client::OperatorServiceClient;
 
 /// The project of every credential here.
 pub(crate) const PROJECT: &str = "53d1aefc533f4ce9a59c26b01667cbcf";
@@ -408,6 +409,7 @@ pub(crate) async fn call(rest: SocketAddr, token: &str, operation: &str, body: &
 pub(crate) struct Grpc {
     pub(crate) crypto: CryptoServiceClient<Channel>,
     pub(crate) keys: KeyServiceClient<Channel>,
+    pub(crate) operator: OperatorServiceClient<Channel>,
     token: AsciiMetadataValue,
 }
 
@@ -423,7 +425,8 @@ impl Grpc {
         let channel = channel.connect().await.ok()?;
         Some(Self {
             crypto: CryptoServiceClient::new(channel.clone()),
-            keys: KeyServiceClient::new(channel),
+            keys: KeyServiceClient::new(channel.clone()),
+            operator: OperatorServiceClient::new(channel),
             token: token.parse().unwrap(),
         })
     }

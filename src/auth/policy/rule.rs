@@ -144,7 +144,10 @@ impl KeyPattern {
     /// Whether what the pattern names of a key is there when `action` is decided.
     pub(super) fn concern(&self, action: Action) -> bool {
         match action {
-            Action::ListKeys | Action::ConfirmClock => false,
+            Action::ListKeys
+            | Action::ConfirmClock
+            | Action::RotateRootKey
+            | Action::BackUpStore => false,
             Action::CreateKey => matches!(self, Self::Alias(_)),
             Action::EncryptData
             | Action::DecryptData

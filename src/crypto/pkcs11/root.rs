@@ -41,7 +41,7 @@ use crate::crypto::pkcs11::session::find;
 use crate::crypto::pkcs11::{Fault, Module, ModuleError};
 use crate::crypto::root::{Root, associated_data};
 use crate::crypto::{ProviderError, SealedKey, VersionName};
-use crate::domain::key::{KeyId, KeySpec, KeyVersion};
+use crate::domain::key::{KeyId, KeySpec, KeyVersion, RootKeyId};
 use crate::domain::secret::{MacKey, Material};
 
 /// A root key in a token.
@@ -240,6 +240,10 @@ impl Root for TokenRoot {
             return Err(ProviderError::Unavailable("an HMAC of another size".into()));
         }
         Ok(MacKey::new(key))
+    }
+
+    fn id(&self) -> RootKeyId {
+        RootKeyId(self.id)
     }
 }
 

@@ -189,6 +189,18 @@ impl Provider for TokenRsa {
             public_key,
         })))
     }
+
+    fn reseal(
+        &self,
+        name: &VersionName,
+        key: &SealedKey,
+    ) -> Result<Option<SealedKey>, ProviderError> {
+        let Some((&SUITE, sealed)) = key.0.split_first() else {
+            return Err(ProviderError::BadSeal);
+        };
+        let again = self.root.reseal(name, &SealedKey(sealed.to_vec()))?;
+        Ok(again.map(|sealed| SealedKey([&[SUITE], &sealed.0[..]].concat())))
+    }
 }
 
 /// A pair in the token.

@@ -63,6 +63,14 @@ impl Provider for RustCrypto {
         let material = self.root.open(name, key)?;
         ready(name, &material).ok_or(ProviderError::BadSeal)
     }
+
+    fn reseal(
+        &self,
+        name: &VersionName,
+        key: &SealedKey,
+    ) -> Result<Option<SealedKey>, ProviderError> {
+        self.root.reseal(name, key)
+    }
 }
 
 /// Readies material for use, if it is a key of the spec.

@@ -99,7 +99,7 @@ impl Database {
                     findings.versions += key.versions.len() as u64;
                 }
                 Record::Deletion(_) => findings.deletions += 1,
-                Record::Alias(_) | Record::Clock(_) => {}
+                Record::Alias(_) | Record::Clock(_) | Record::RootKeys(_) | Record::Copy => {}
             }
         }
         Ok(())
@@ -151,7 +151,8 @@ impl Database {
                 let due = |found: &Record| matches!(found, Record::Key(key) if key.deletion == Some(deletion.due));
                 (!self.has(&key, due)).then_some("its key is gone or has another date")
             }
-            Record::Clock(_) => None,
+            Record::Copy => Some("a copy into this store is not complete"),
+            Record::Clock(_) | Record::RootKeys(_) => None,
         }
     }
 
