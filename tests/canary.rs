@@ -270,6 +270,7 @@ async fn no_secret_is_printed_for_debugging() {
         store: Arc::new(store),
         providers: Arc::new(Providers::from(RustCrypto::new(root.clone()))),
         root_keys: Arc::new(RootKeys::new(Root::id(&*root), Vec::new())),
+        backup: None,
         keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 1).unwrap()),
         policy: Policy::default(),
@@ -574,7 +575,7 @@ impl Seen {
             .filter(|file| file.package() == "kmsgate.v1");
         let services = ours.flat_map(|file| &file.service);
         let methods: Vec<_> = services.flat_map(|service| &service.method).collect();
-        assert_eq!(methods.len(), OPERATIONS.len() + 2);
+        assert_eq!(methods.len(), OPERATIONS.len() + 3);
         for method in methods {
             let mut snake = String::new();
             for (at, letter) in method.name().char_indices() {
@@ -828,6 +829,7 @@ async fn drive_grpc(seen: &mut Seen, address: SocketAddr, token: &str) {
     }));
     let _ = ask!(keys.confirm_clock(pb::ConfirmClockRequest {}));
     let _ = ask!(operator.rotate_root_key(pb::RotateRootKeyRequest {}));
+    let _ = ask!(operator.back_up_store(pb::BackUpStoreRequest {}));
 
     for token in [EXPIRED, UNKNOWN, NARROW] {
         grpc = Grpc::connect(address, token).await;

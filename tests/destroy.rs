@@ -279,6 +279,7 @@ impl House {
             store: Arc::new(store),
             providers: Arc::new(Providers::from(provider)),
             root_keys: Arc::new(RootKeys::new(Root::id(&*root), Vec::new())),
+            backup: None,
             keyring: Arc::new(Keyring::new(100)),
             pool: Arc::new(Pool::new(1, 8).unwrap()),
             policy: Policy::default(),

@@ -97,6 +97,7 @@ fn kms(root: Arc<RootKey>, store: Arc<Slow>) -> Kms {
     Kms {
         store,
         root_keys: Arc::new(RootKeys::new(Root::id(&*root), Vec::new())),
+        backup: None,
         providers: Arc::new(Providers::from(RustCrypto::new(root))),
         keyring: Arc::new(Keyring::new(8)),
         pool: Arc::new(Pool::new(1, 8).unwrap()),

@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs;
 use std::future;
 use std::hash::{BuildHasher, RandomState};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,8 +27,8 @@ use kmsgate::store::freshness::{Stale, Watcher};
 use kmsgate::store::memory::Memory;
 use kmsgate::store::sqlite::Sqlite;
 use kmsgate::store::{
-    Address, AliasRecord, Change, ClockRecord, DeletionRecord, KeyRecord, KeyStore, Prefix, Record,
-    Revision, RootKeysRecord, StoreError, VersionRecord, Versioned,
+    Address, AliasRecord, BackUp, Change, ClockRecord, DeletionRecord, KeyRecord, KeyStore, Prefix,
+    Record, Revision, RootKeysRecord, StoreError, VersionRecord, Versioned,
 };
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -1004,6 +1004,109 @@ async fn erased_bytes_are_gone_from_the_files() {
         live.len() > 20 && gone.len() > 100,
         "the test does something"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_is_the_store_as_of_its_end_and_holds_up_nobody() {
+    let fixture = InFile::new();
+    let store = fixture.store.as_ref().unwrap();
+    let mut random = Random(1);
+    // Enough for many steps.
+    let mut keys = Vec::new();
+    for _ in 0..15 {
+        let mut changes = Vec::new();
+        for _ in 0..100 {
+            let mut key = key("p", 0);
+            key.key_id = KeyId::from_random(random.bytes());
+            let mark = marked(&mut random);
+            key.versions[0].sealed = mark.into_iter().cycle().take(3000).collect();
+            changes.push(Change::create(Record::Key(key.clone())));
+            keys.push(key);
+        }
+        store.put(changes).await.unwrap();
+    }
+    let mut gone = BTreeSet::new();
+    let done = Cell::new(false);
+    let backup = async {
+        let backup = store.back_up().await.unwrap();
+        done.set(true);
+        backup
+    };
+    // Meanwhile keys are erased and made, from both ends of the file.
+    let erasing = async {
+        let mut erased = 0;
+        let mut made = Vec::new();
+        while !done.get() {
+            let key = keys.swap_remove(random.below(keys.len()));
+            let revision = read(store, &key).await.revision;
+            let mut new = key.clone();
+            new.key_id = KeyId::from_random(random.bytes());
+            new.versions[0].sealed = marked(&mut random);
+            let changes = vec![
+                Change::erase(address(&key), revision),
+                Change::create(Record::Key(new.clone())),
+            ];
+            store.put(changes).await.unwrap();
+            if !done.get() {
+                gone.extend(marks(&key.versions[0].sealed));
+                made.push(new);
+                erased += 1;
+            }
+        }
+        (erased, made)
+    };
+    let (mut backup, (erased, made)) = tokio::join!(backup, erasing);
+    assert!(erased >= 5, "{erased} puts while the copy was made");
+
+    let mut bytes = Vec::new();
+    backup.read_to_end(&mut bytes).unwrap();
+    assert!(marks(&bytes).is_disjoint(&gone), "erased before the end");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.db");
+    fs::write(&path, &bytes).unwrap();
+    let restored = Sqlite::open(&path, codec(7)).unwrap();
+    for made in &made[..made.len() - 1] {
+        let found = restored.get(&address(made)).await.unwrap();
+        let found = found.map(|found| found.record);
+        assert_eq!(found, Some(Record::Key(made.clone())));
+    }
+    drop(restored);
+    let found = Sqlite::check(&path, codec(7)).unwrap();
+    let structure = found
+        .wrong
+        .iter()
+        .find(|wrong| wrong.starts_with("the file"));
+    assert_eq!(structure, None);
+    let names = names(fixture.directory.path());
+    assert_eq!(names, ["keys.db", "keys.db-lock", "keys.db-wal"]);
+}
+
+#[tokio::test]
+async fn one_backup_is_made_at_a_time() {
+    let fixture = InFile::new();
+    let store = fixture.store.as_ref().unwrap();
+    create(store, &key("p", 1)).await;
+    let answers = join_all((0..3).map(|_| store.back_up())).await;
+    let (made, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    assert!(!made.is_empty());
+    for refused in refused {
+        let why = match refused {
+            Err(StoreError::Unavailable(why)) => why.to_string(),
+            answer => panic!("{answer:?}"),
+        };
+        assert!(why.contains("a copy of it is being made already"), "{why}");
+    }
+    store.back_up().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_backup_that_was_being_made_is_removed() {
+    let mut fixture = InFile::new();
+    fixture.close();
+    fs::write(fixture.directory.path().join("keys.db-backup"), b"half").unwrap();
+    fixture.reopen();
+    let names = names(fixture.directory.path());
+    assert_eq!(names, ["keys.db", "keys.db-lock", "keys.db-wal"]);
 }
 
 /// What SQLite moves from page to page it may leave copies of, and it moves nothing that is on an

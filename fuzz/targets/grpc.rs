@@ -121,6 +121,7 @@ async fn server() -> Server {
         store: Arc::new(store),
         providers: Arc::clone(&PROVIDERS),
         root_keys: Arc::new(RootKeys::new(Root::id(&root()), Vec::new())),
+        backup: None,
         keyring: Arc::new(Keyring::new(16)),
         pool: Arc::clone(&POOL),
         policy: Policy::default(),

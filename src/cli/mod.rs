@@ -8,6 +8,7 @@ mod key;
 mod operate;
 mod policy;
 mod root_key;
+mod store;
 
 use std::error::Error as StdError;
 use std::io::Write;
@@ -132,6 +133,13 @@ struct Gateway {
 enum StoreCommand {
     /// Reads every record and says which are not as they were written; no server may run on it
     Check(Serve),
+    /// Writes a copy of a running server's store to a new file, which a server can be started on
+    Backup {
+        /// The file; it must not exist
+        file: PathBuf,
+        #[command(flatten)]
+        connection: Connection,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -189,7 +197,10 @@ impl Cli {
             }
             Command::Token(TokenCommand::Hash) => operate::hash_token(),
             Command::CheckConfig(Serve { config }) => operate::check_config(&config),
-            Command::Store(StoreCommand::Check(Serve { config })) => operate::check_store(&config),
+            Command::Store(StoreCommand::Check(Serve { config })) => store::check(&config),
+            Command::Store(StoreCommand::Backup { file, connection }) => {
+                runtime()?.block_on(store::back_up(&connection, &file))
+            }
             Command::Dev(dev) => runtime()?.block_on(dev.run()),
             Command::Serve(Serve { config }) => runtime()?.block_on(operate::serve(&config)),
             Command::Gateway(gateway) => runtime()?.block_on(operate::gateway(&gateway)),

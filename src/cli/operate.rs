@@ -1,5 +1,4 @@
-//! What an operator runs: `serve`, `gateway`, `check-config`, `store check`,
-//! `root-key new` and `token hash`.
+//! What an operator runs: `serve`, `gateway`, `check-config`, //! `root-key new` and `token hash`.
 
 use std::fs;
 use std::io::Read;
@@ -86,29 +85,6 @@ pub(super) fn check_config(path: &Path) -> Result<(), Failure> {
     server::check(&config)?;
     say(format!("{} is good", path.display()))
 }
-
-/// Says whether every record of the store is as it was written.
-pub(super) fn check_store(path: &Path) -> Result<(), Failure> {
-    let found = server::check_records(&read(path)?)?;
-    let (keys, versions, deletions) = (found.keys, found.versions, found.deletions);
-    if found.wrong.is_empty() {
-        return say(format!(
-            "the store is good: keys {keys}, versions of them {versions}, to be destroyed {deletions}"
-        ));
-    }
-    let mut told = format!("the store is damaged: {} places", found.wrong.len());
-    for wrong in found.wrong.iter().take(TOLD) {
-        told += "\n  ";
-        told += wrong;
-    }
-    if found.wrong.len() > TOLD {
-        told += "\n  …";
-    }
-    Err(format!("{told}\n{keys} keys verify").into())
-}
-
-/// How many damaged places are told one by one.
-const TOLD: usize = 100;
 
 /// Makes a root key in a new file.
 pub(super) fn new_root_key(path: &Path) -> Result<(), Failure> {

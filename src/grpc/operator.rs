@@ -3,6 +3,8 @@
 //! Its answers are streams. Each is fed by a task of its own, which ends when nobody reads the stream
 //! any more. A call that is refused has no stream: its first message is waited for.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -41,7 +43,55 @@ impl OperatorService for Server {
         })
         .await
     }
+
+    type BackUpStoreStream = Messages<pb::BackUpStoreResponse>;
+
+    async fn back_up_store(
+        &self,
+        request: Request<pb::BackUpStoreRequest>,
+    ) -> Result<Response<Self::BackUpStoreStream>, Status> {
+        let server = self.clone();
+        Messages::of(|to| async move {
+            let (call, message) = server.begin(request, Action::BackUpStore)?;
+            let pb::BackUpStoreRequest {} = message;
+            let sent = async { send(server.kms.back_up(&call).await?, &to).await };
+            let sent = sent.await;
+            Ok(call.end(sent)?)
+        })
+        .await
+    }
 }
+
+/// Sends a file in parts, save the last message.
+async fn send(
+    file: File,
+    to: &mpsc::Sender<Result<pb::BackUpStoreResponse, Status>>,
+) -> Result<pb::BackUpStoreResponse, Error> {
+    let failed = |error: io::Error| Error::from(Kind::Internal).caused_by(error);
+    let size = file.metadata().map_err(failed)?.len();
+    let mut file = file;
+    loop {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut data = vec![0; PART];
+            let length = file.read(&mut data)?;
+            data.truncate(length);
+            Ok((file, data))
+        });
+        let lost = |error| Error::from(Kind::Internal).caused_by(error);
+        let (rest, data) = read.await.map_err(lost)?.map_err(failed)?;
+        file = rest;
+        let last = data.is_empty();
+        let part = pb::BackUpStoreResponse { data, size };
+        if last {
+            return Ok(part);
+        }
+        // A reader who has gone ends the task that this is done in.
+        let _ = to.send(Ok(part)).await;
+    }
+}
+
+/// The bytes of a part.
+const PART: usize = 64 * 1024;
 
 fn message_of(progress: Progress) -> pb::RotateRootKeyResponse {
     let Progress {

@@ -19,6 +19,7 @@ mod front;
 mod listen;
 mod places;
 mod root;
+mod store;
 mod tls;
 mod token;
 
@@ -70,16 +71,16 @@ use crate::grpc::pb::operator_service_server::OperatorServiceServer;
 use crate::server::admin::Readiness;
 use crate::server::front::{Common, Face, Front, Guard};
 use crate::server::listen::Lives;
+use crate::server::store::Opened;
 use crate::server::tls::{Acceptor, Tls};
 use crate::server::token::Token;
 use crate::service::keyring::Keyring;
 use crate::service::limits::{Limit, Limits};
 use crate::service::{Context, Kms, NewKey, Sweep};
+use crate::store::StoreError;
 use crate::store::freshness::Freshness;
-use crate::store::memory::Memory;
 use crate::store::root_keys::RootKeysError;
 use crate::store::sqlite::{Findings, Sqlite};
-use crate::store::{KeyStore, StoreError};
 use crate::telemetry::{Metrics, Read};
 
 pub use crate::server::bind::Listener;
@@ -157,19 +158,11 @@ impl Server {
         let root_keys = Arc::new(root::names(&roots));
         let roots: Arc<dyn Root> = roots;
         let providers = Arc::new(providers(&config.crypto, &roots, token.as_ref())?);
-        let mut store_files = None;
-        let store: Arc<dyn KeyStore> = match &config.store {
-            config::Store::Memory {} => Arc::new(Memory::new(codec)),
-            config::Store::Sqlite { path } => {
-                let store = Sqlite::open(path, codec);
-                Arc::new(store.map_err(|error| StartError::Store(shown(path), error))?)
-            }
-            config::Store::Etcd(etcd) => {
-                let (store, files) = etcd::open(etcd, Arc::new(BootClock::start()), codec)?;
-                store_files = files;
-                store
-            }
-        };
+        let Opened {
+            store,
+            backup,
+            files: store_files,
+        } = store::open(&config.store, codec)?;
         let Credentials {
             chain,
             mut files,
@@ -180,7 +173,7 @@ impl Server {
         files.extend(tls.iter().map(|tls| Arc::<Tls>::clone(tls) as _));
         let policy = load_policy(config)?;
         files.extend(policy.file());
-        files.extend(store_files.map(|files| files as _));
+        files.extend(store_files);
         let audit = Arc::new(open_audit(&config.audit)?);
         let limits = config.limits.clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -190,6 +183,7 @@ impl Server {
             store,
             providers,
             root_keys,
+            backup,
             keyring: Arc::new(Keyring::new(limits.opened_keys.get())),
             pool: Arc::new(Pool::new(threads, limits.cpu_queue.get())?),
             policy,

@@ -29,8 +29,9 @@ use crate::service::keyring::{Held, Keyring};
 use crate::service::limits::Limits;
 use crate::store::freshness::Stale;
 use crate::store::root_keys::RootKeys;
-use crate::store::{Change, KeyRecord, KeyStore, Record, Revision, StoreError};
+use crate::store::{BackUp, Change, KeyRecord, KeyStore, Record, Revision, StoreError};
 
+mod backup;
 mod create;
 mod decrypt;
 mod describe;
@@ -62,6 +63,8 @@ pub struct Kms {
     pub providers: Arc<Providers>,
     /// The root keys that the store needs. Every write goes by them.
     pub root_keys: Arc<RootKeys>,
+    /// The same store, if it can copy itself.
+    pub backup: Option<Arc<dyn BackUp>>,
     /// Opened keys.
     pub keyring: Arc<Keyring>,
     /// Where long computations are done.

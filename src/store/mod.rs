@@ -17,6 +17,7 @@
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
+use std::fs::File;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -71,6 +72,16 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         let _ = watcher;
         std::future::pending().await
     }
+}
+
+/// Copies itself as a whole, if it is a file.
+#[async_trait]
+pub trait BackUp: fmt::Debug + Send + Sync {
+    /// A copy of the store as it is when the copy is complete, in a file that has no name any more.
+    ///
+    /// Reads and writes go on meanwhile. Of material that was erased before the end nothing is in the
+    /// copy. Fails with [`StoreError::Unavailable`] if another copy is being made.
+    async fn back_up(&self) -> Result<File, StoreError>;
 }
 
 /// Where a record is kept.

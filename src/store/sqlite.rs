@@ -27,6 +27,7 @@
 //!
 //! [file format]: https://www.sqlite.org/fileformat2.html
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -39,7 +40,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::store::codec::{Codec, Encoded, Write};
@@ -47,6 +50,7 @@ use crate::store::{
     Address, Change, Effect, KeyStore, Prefix, Record, Revision, StoreError, Versioned,
 };
 
+mod backup;
 mod check;
 
 pub use crate::store::sqlite::check::Findings;
@@ -159,6 +163,9 @@ enum Call {
         reply: Reply<Vec<Versioned>>,
     },
     Put(Put),
+    BackUp {
+        reply: Reply<File>,
+    },
 }
 
 struct Put {
@@ -175,10 +182,11 @@ struct Done {
 
 /// The open file. Lives on the thread.
 struct Database {
+    path: PathBuf,
     connection: Connection,
     codec: Codec,
     /// Whether the log may still hold erased bytes.
-    residue: bool,
+    residue: Cell<bool>,
     /// Held until the connection, which stands before it, is closed.
     _lock: Lock,
 }
@@ -186,6 +194,7 @@ struct Database {
 impl Database {
     fn open(path: &Path, codec: Codec) -> Result<Self, Refusal> {
         let lock = Lock::take(path)?;
+        backup::remove_unfinished(path)?;
         match File::open(path) {
             Ok(file) => check_header(file)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => create(path)?,
@@ -201,9 +210,10 @@ impl Database {
         }
         configure(&connection)?;
         let database = Self {
+            path: path.to_owned(),
             connection,
             codec,
-            residue: false,
+            residue: Cell::new(false),
             _lock: lock,
         };
         // A crash may have come between a commit and the end of its erasing.
@@ -215,27 +225,42 @@ impl Database {
     }
 
     /// Answers calls until there is nobody left to make any.
-    fn serve(mut self, mut calls: mpsc::Receiver<Call>) {
+    fn serve(self, mut calls: mpsc::Receiver<Call>) {
         let mut batch = Vec::with_capacity(BATCH);
         while calls.blocking_recv_many(&mut batch, BATCH) > 0 {
-            let mut puts = Vec::new();
-            for call in batch.drain(..) {
-                // An answer that nobody waits for is dropped.
-                match call {
-                    Call::Get { address, reply } => drop(reply.send(self.get(&address))),
-                    Call::List {
-                        start,
-                        end,
-                        limit,
-                        reply,
-                    } => drop(reply.send(self.list(&start, &end, limit))),
-                    Call::Put(put) => puts.push(put),
-                }
-            }
-            if !puts.is_empty() {
-                self.put(puts);
+            if let Some(reply) = self.answer(&mut batch) {
+                self.back_up(reply, &mut calls, &mut batch);
             }
         }
+    }
+
+    /// Answers the calls that can be answered at once. Gives a caller who wants a copy of the whole,
+    /// if there is one.
+    fn answer(&self, batch: &mut Vec<Call>) -> Option<Reply<File>> {
+        let mut puts = Vec::new();
+        let mut backup = None;
+        for call in batch.drain(..) {
+            // An answer that nobody waits for is dropped.
+            match call {
+                Call::Get { address, reply } => drop(reply.send(self.get(&address))),
+                Call::List {
+                    start,
+                    end,
+                    limit,
+                    reply,
+                } => drop(reply.send(self.list(&start, &end, limit))),
+                Call::Put(put) => puts.push(put),
+                Call::BackUp { reply } => {
+                    if let Some(earlier) = backup.replace(reply) {
+                        self.refuse_backup(earlier);
+                    }
+                }
+            }
+        }
+        if !puts.is_empty() {
+            self.put(puts);
+        }
+        backup
     }
 
     fn get(&self, address: &str) -> Result<Option<Versioned>, StoreError> {
@@ -274,7 +299,7 @@ impl Database {
     }
 
     /// Does the puts in one transaction, and answers them when it is durable.
-    fn put(&mut self, puts: Vec<Put>) {
+    fn put(&self, puts: Vec<Put>) {
         let outcomes = match self.commit(&puts) {
             Ok(outcomes) => outcomes,
             Err(error) => {
@@ -295,13 +320,12 @@ impl Database {
                 Err(error) => drop(reply.send(Err(error))),
             }
         }
-        self.residue |= !erasing.is_empty();
-        if !self.residue {
+        if erasing.is_empty() && !self.residue.get() {
             return;
         }
         // A disk that is full may refuse this; then the next put tries again.
         let emptied = self.empty_log().map_err(Arc::new);
-        self.residue = emptied.is_err();
+        self.residue.set(emptied.is_err());
         for (reply, revision) in erasing {
             let answer = emptied.as_ref().map(|()| revision);
             let answer = answer.map_err(|error| StoreError::Unavailable(Box::new(error.clone())));
@@ -310,10 +334,11 @@ impl Database {
     }
 
     /// Commits those of the puts that are in order. If this fails, none has happened.
-    fn commit(&mut self, puts: &[Put]) -> rusqlite::Result<Vec<Result<Done, StoreError>>> {
+    fn commit(&self, puts: &[Put]) -> rusqlite::Result<Vec<Result<Done, StoreError>>> {
         let codec = &self.codec;
         let behavior = TransactionBehavior::Immediate;
-        let transaction = self.connection.transaction_with_behavior(behavior)?;
+        // Transactions are made here alone, and one ends before the next begins.
+        let transaction = Transaction::new_unchecked(&self.connection, behavior)?;
         let mut revision = transaction
             .prepare_cached("SELECT value FROM meta WHERE name = 'revision'")?
             .query_row([], |row| row.get::<_, u64>(0))?;
@@ -450,6 +475,10 @@ enum Refusal {
     Orphan(PathBuf),
     #[error("the file system does not support a write-ahead log")]
     NoLog,
+    #[error("a copy of it is being made already")]
+    BackingUp,
+    #[error("nobody waits for the copy any more")]
+    Abandoned,
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]

@@ -1,0 +1,152 @@
+//! A copy of a store that is in use is a store, and so is a copy of one that is not.
+
+mod program;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+
+use kmsgate::grpc::pb;
+use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
+
+use crate::program::{Addresses, ENTRY, Grpc, Site, TOKEN, call, done, entry, refused};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_starts_on_a_backup_of_a_running_one_and_every_key_decrypts() {
+    let site = Site::new("");
+    let (program, at) = site.serve();
+    let made = make(at, 40).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let meanwhile = tokio::spawn(work(at, Arc::clone(&stop)));
+    let file = site.name("backup.db");
+    assert_eq!(
+        done(backup(&site, at, &file), b""),
+        format!("{file} is a copy of the store\n")
+    );
+    stop.store(true, Ordering::Relaxed);
+    assert!(meanwhile.await.unwrap() > 0);
+    let mode = fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(!site.path("keys.db-backup").exists() && !site.path("backup.db-new").exists());
+    // The file is there, and is never replaced.
+    let reason = refused(backup(&site, at, &file), b"");
+    assert!(reason.contains("exists already"), "{reason}");
+    let audit = program.stop().0;
+    let told = audit
+        .lines()
+        .filter(|line| line.contains("\"kms:system:backUpStore\""));
+    assert_eq!(told.count(), 1, "{audit}");
+
+    restore(&site, "backup.db");
+    let (program, at) = site.serve();
+    check(at, &made).await;
+    program.stop();
+    let config = site.name("kmsgate.toml");
+    let good = done(["store", "check", "--config", &config], b"");
+    assert!(good.starts_with("the store is good: keys "), "{good}");
+}
+
+#[tokio::test]
+async fn nobody_takes_a_backup_without_the_right() {
+    let site = Site::new("");
+    let mut narrow = ENTRY;
+    narrow.actions = &["kms:cmk:*"];
+    site.write("tokens.toml", &entry(narrow, TOKEN));
+    let (_program, at) = site.serve();
+    let reason = refused(backup(&site, at, &site.name("backup.db")), b"");
+    assert_eq!(reason, "kmsgate: KMS.0306: No access permissions.\n");
+    assert!(!site.path("backup.db").exists() && !site.path("backup.db-new").exists());
+}
+
+#[tokio::test]
+async fn a_store_that_is_no_file_has_no_backup() {
+    let site = Site::new("");
+    let config = fs::read_to_string(site.path("kmsgate.toml")).unwrap();
+    let file = format!(
+        "{{ kind = \"sqlite\", path = \"{}\" }}",
+        site.name("keys.db")
+    );
+    let memory = config.replace(&file, "{ kind = \"memory\" }");
+    assert_ne!(config, memory);
+    site.write("kmsgate.toml", &memory);
+    let (_program, at) = site.serve();
+    let reason = refused(backup(&site, at, &site.name("backup.db")), b"");
+    assert!(reason.contains("KMS.0215: "), "{reason}");
+    assert!(reason.contains("is not a file"), "{reason}");
+}
+
+/// The keys that were made, and a ciphertext under each.
+type Made = BTreeMap<String, Vec<u8>>;
+
+async fn make(at: Addresses, count: usize) -> Made {
+    let mut made = Made::new();
+    for number in 0..count {
+        let key = create(at, &format!("k-{number}")).await;
+        let mut grpc = Grpc::connect(at.grpc, TOKEN).await;
+        let request = grpc.ask(pb::EncryptDataRequest {
+            key_id: key.clone(),
+            plaintext: Some(Plaintext::PlainText(key.clone())),
+            ..pb::EncryptDataRequest::default()
+        });
+        let encrypted = grpc.crypto.encrypt_data(request).await.unwrap();
+        made.insert(key, encrypted.into_inner().cipher_text);
+    }
+    made
+}
+
+async fn create(at: Addresses, alias: &str) -> String {
+    let new = json!({ "key_alias": alias });
+    let key = call(at.rest, TOKEN, "create-key", &new).await.json();
+    key["key_info"]["key_id"].as_str().unwrap().to_owned()
+}
+
+async fn check(at: Addresses, made: &Made) {
+    let mut grpc = Grpc::connect(at.grpc, TOKEN).await;
+    for (key, cipher_text) in made {
+        let request = grpc.ask(pb::DecryptDataRequest {
+            cipher_text: cipher_text.clone(),
+            ..pb::DecryptDataRequest::default()
+        });
+        let opened = grpc.crypto.decrypt_data(request).await.unwrap();
+        assert_eq!(opened.into_inner().plain_text, *key);
+    }
+}
+
+/// Makes keys until it is told to stop, and says how many.
+async fn work(at: Addresses, stop: Arc<AtomicBool>) -> usize {
+    let mut made = 0;
+    while !stop.load(Ordering::Relaxed) {
+        create(at, &format!("meanwhile-{made}")).await;
+        made += 1;
+    }
+    made
+}
+
+fn backup(site: &Site, at: Addresses, file: &str) -> Vec<String> {
+    fs::write(site.path("token"), TOKEN).unwrap();
+    let server = format!("http://{}", at.grpc);
+    let token = site.name("token");
+    [
+        "store",
+        "backup",
+        file,
+        "--server",
+        &server,
+        "--token-file",
+        &token,
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
+/// Has the site's server use another file.
+fn restore(site: &Site, name: &str) {
+    let config = fs::read_to_string(site.path("kmsgate.toml")).unwrap();
+    let restored = config.replace(&site.name("keys.db"), &site.name(name));
+    assert_ne!(config, restored);
+    site.write("kmsgate.toml", &restored);
+}
