@@ -187,6 +187,20 @@ const fn default_max_staleness() -> Duration {
 }
 
 impl Etcd {
+    /// A cluster at these addresses, with the default of every other setting.
+    fn at(endpoints: Vec<Uri>) -> Self {
+        Self {
+            endpoints,
+            prefix: default_prefix(),
+            ca_file: None,
+            certificate_file: None,
+            private_key_file: None,
+            user: None,
+            password_file: None,
+            max_staleness: default_max_staleness(),
+        }
+    }
+
     /// What is wrong with the settings, if anything.
     fn mistake(&self) -> Option<&'static str> {
         let is_https = |uri: &Uri| uri.scheme_str() == Some("https");
@@ -215,11 +229,39 @@ impl Etcd {
     }
 }
 
+impl FromStr for Store {
+    type Err = InvalidStore;
+
+    /// A store as commands name it: its kind, a colon, and where it is.
+    fn from_str(text: &str) -> Result<Self, InvalidStore> {
+        match text.split_once(':') {
+            Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite { path: path.into() }),
+            Some(("etcd", endpoints)) => {
+                let endpoints = endpoints.split(',').map(|endpoint| endpoint.parse().ok());
+                let endpoints: Option<Vec<Uri>> = endpoints.collect();
+                let here = endpoints.filter(|uris| {
+                    let is_here = |uri: &Uri| uri.scheme_str() == Some("http") && may_be_asked(uri);
+                    uris.iter().all(is_here)
+                });
+                Ok(Self::Etcd(Etcd::at(here.ok_or(InvalidStore)?)))
+            }
+            _ => Err(InvalidStore),
+        }
+    }
+}
+
 /// The least time that changes by others may be unknown: twice the time between two proofs.
 const MIN_STALENESS: Duration = Duration::from_secs(1);
 
 /// The most.
 const MAX_STALENESS: Duration = Duration::from_secs(60);
+
+/// The text names no store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a store is named sqlite:PATH, etcd:ENDPOINT with http on this machine, or config for that of the configuration"
+)]
+pub struct InvalidStore;
 
 /// Who makes keys and works with them.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -984,22 +1026,24 @@ fn jwks_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Uri>, D
 fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uri, D::Error> {
     let text = String::deserialize(deserializer)?;
     let uri: Result<Uri, _> = text.parse();
-    let fits = |uri: &Uri| {
-        let host = uri.host().unwrap_or_default();
-        let authority = uri.authority().map_or("@", |authority| authority.as_str());
-        let is_safe = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") => is_this_machine(host),
-            _ => false,
-        };
-        is_safe && !host.is_empty() && !authority.contains('@')
-    };
     match uri {
-        Ok(uri) if fits(&uri) => Ok(uri),
+        Ok(uri) if may_be_asked(&uri) => Ok(uri),
         _ => Err(serde::de::Error::custom(
             "expected an https address, or an http address of this machine, without a user",
         )),
     }
+}
+
+/// Whether a question to this address is safe on its way.
+fn may_be_asked(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default();
+    let authority = uri.authority().map_or("@", |authority| authority.as_str());
+    let is_safe = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => is_this_machine(host),
+        _ => false,
+    };
+    is_safe && !host.is_empty() && !authority.contains('@')
 }
 
 /// Reads addresses that may be asked.
@@ -1260,6 +1304,15 @@ mod tests {
         ] {
             let error = with_providers(providers).unwrap_err().to_string();
             assert!(error.contains(sentence), "{providers}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_store_is_named_by_its_kind_and_its_place() {
+        let path = PathBuf::from("/a:b/keys.db");
+        assert_eq!("sqlite:/a:b/keys.db".parse(), Ok(Store::Sqlite { path }));
+        for bad in ["", "sqlite", "sqlite:", "memory:", "/keys.db", "SQLITE:x"] {
+            assert_eq!(bad.parse::<Store>(), Err(InvalidStore), "{bad:?}");
         }
     }
 

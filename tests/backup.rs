@@ -13,7 +13,7 @@ use serde_json::json;
 use kmsgate::grpc::pb;
 use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
 
-use crate::program::{Addresses, ENTRY, Grpc, Site, TOKEN, call, done, entry, refused};
+use crate::program::{Addresses, ENTRY, Grpc, Site, TOKEN, call, done, entry, refused, run};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_starts_on_a_backup_of_a_running_one_and_every_key_decrypts() {
@@ -77,6 +77,107 @@ async fn a_store_that_is_no_file_has_no_backup() {
     let reason = refused(backup(&site, at, &site.name("backup.db")), b"");
     assert!(reason.contains("KMS.0215: "), "{reason}");
     assert!(reason.contains("is not a file"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_server_starts_on_a_copied_store_and_every_key_decrypts() {
+    let site = Site::new("");
+    let (program, at) = site.serve();
+    let made = make(at, 40).await;
+    let (from, to) = (store(&site, "keys.db"), store(&site, "copy.db"));
+    let reason = refused(copying(&site, &from, &to), b"");
+    assert!(reason.contains("another process"), "{reason}");
+    program.stop();
+    let (told, steps) = ended_well(copying(&site, &from, &to));
+    // The keys, their aliases, and the time.
+    let all = "every record was copied and compared: records 81\n";
+    assert_eq!(told, all);
+    assert!(steps.ends_with("compared 81/81\n"), "{steps}");
+    let reason = refused(copying(&site, &from, &to), b"");
+    assert!(reason.contains("the target is not empty"), "{reason}");
+    let reason = refused(copying(&site, &from, &from), b"");
+    assert!(reason.contains("another process"), "{reason}");
+    let nothing = store(&site, "nothing.db");
+    let reason = refused(copying(&site, &nothing, &to), b"");
+    assert!(reason.contains("there is no such file"), "{reason}");
+    assert!(!site.path("nothing.db").exists());
+
+    restore(&site, "copy.db");
+    let (program, at) = site.serve();
+    check(at, &made).await;
+    program.stop();
+    let config = site.name("kmsgate.toml");
+    let good = done(["store", "check", "--config", &config], b"");
+    assert!(good.starts_with("the store is good: keys 40, "), "{good}");
+}
+
+#[tokio::test]
+async fn no_server_starts_on_a_copy_that_was_cut_short_and_a_repeat_completes_it() {
+    let site = Site::new("");
+    let (program, at) = site.serve();
+    let made = make(at, 60).await;
+    program.stop();
+    let (from, to) = (store(&site, "keys.db"), store(&site, "copy.db"));
+    // A damaged record near the end stops the copy, as a kill would.
+    let change = |value: &str| {
+        let file = rusqlite::Connection::open(site.path("keys.db")).unwrap();
+        let last = "(SELECT max(address) FROM records WHERE address LIKE 'key/%')";
+        let update = format!("UPDATE records SET value = {value} WHERE address = {last}");
+        assert_eq!(file.execute(&update, []).unwrap(), 1);
+        file.close().unwrap();
+    };
+    change("CAST(value || x'00' AS BLOB)");
+    let failed = run(copying(&site, &from, &to), b"");
+    let reason = String::from_utf8(failed.stderr).unwrap();
+    assert_eq!(failed.status.code(), Some(1), "{reason}");
+    assert!(reason.contains(" is corrupt"), "{reason}");
+
+    let config = fs::read_to_string(site.path("kmsgate.toml")).unwrap();
+    restore(&site, "copy.db");
+    let named = site.name("kmsgate.toml");
+    let reason = refused(["serve", "--config", &named], b"");
+    assert!(
+        reason.contains("the store is a copy that is not complete"),
+        "{reason}"
+    );
+    let reason = refused(["store", "check", "--config", &named], b"");
+    assert!(
+        reason.contains("copy: a copy into this store is not complete"),
+        "{reason}"
+    );
+
+    site.write("kmsgate.toml", &config);
+    change("CAST(substr(value, 1, length(value) - 1) AS BLOB)");
+    let (told, _) = ended_well(copying(&site, &from, &to));
+    assert!(
+        told.starts_with("every record was copied and compared: "),
+        "{told}"
+    );
+    restore(&site, "copy.db");
+    let (program, at) = site.serve();
+    check(at, &made).await;
+    program.stop();
+}
+
+fn store(site: &Site, name: &str) -> String {
+    format!("sqlite:{}", site.name(name))
+}
+
+fn copying(site: &Site, from: &str, to: &str) -> Vec<String> {
+    let config = site.name("kmsgate.toml");
+    [
+        "store", "copy", "--config", &config, "--from", from, "--to", to,
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
+/// What a command says, and how it tells how far it is.
+fn ended_well(arguments: Vec<String>) -> (String, String) {
+    let ended = run(arguments, b"");
+    let [told, steps] = [ended.stdout, ended.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(ended.status.success(), "{steps}");
+    (told, steps)
 }
 
 /// The keys that were made, and a ciphertext under each.

@@ -22,6 +22,7 @@ use crate::cli::client::{Connection, TlsFiles};
 use crate::cli::data::{Decrypt, Encrypt};
 use crate::cli::key::KeyCommand;
 use crate::cli::policy::Explain;
+use crate::cli::store::Place;
 use crate::domain::address::Address;
 
 /// Why a command failed, for a person to read.
@@ -133,6 +134,20 @@ struct Gateway {
 enum StoreCommand {
     /// Reads every record and says which are not as they were written; no server may run on it
     Check(Serve),
+    /// Copies one store into another that is empty, and compares the two; no server may run on either.
+    /// Run again, it goes on
+    Copy {
+        /// The configuration that names the root keys, in TOML; its store has a part in this if it is named
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The store to copy: sqlite:PATH, etcd:ENDPOINT with http on this machine, or `config` for
+        /// that of the configuration
+        #[arg(long, value_name = "STORE")]
+        from: Place,
+        /// The store to copy it into, named alike
+        #[arg(long, value_name = "STORE")]
+        to: Place,
+    },
     /// Writes a copy of a running server's store to a new file, which a server can be started on
     Backup {
         /// The file; it must not exist
@@ -198,6 +213,9 @@ impl Cli {
             Command::Token(TokenCommand::Hash) => operate::hash_token(),
             Command::CheckConfig(Serve { config }) => operate::check_config(&config),
             Command::Store(StoreCommand::Check(Serve { config })) => store::check(&config),
+            Command::Store(StoreCommand::Copy { config, from, to }) => {
+                runtime()?.block_on(store::copy(&config, &from, &to))
+            }
             Command::Store(StoreCommand::Backup { file, connection }) => {
                 runtime()?.block_on(store::back_up(&connection, &file))
             }

@@ -1,13 +1,16 @@
 //! `kmsgate store`: looking after stores.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use crate::cli::client::{Client, Connection, told};
 use crate::cli::operate::read;
 use crate::cli::{Failure, Steps, say};
+use crate::config::{Config, InvalidStore, Store};
 use crate::grpc::pb;
 use crate::server;
 
@@ -33,6 +36,57 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
 
 /// How many damaged places are told one by one.
 const TOLD: usize = 100;
+
+/// A store as a command names it.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// That of the configuration.
+    Configured,
+    /// Another.
+    Named(Store),
+}
+
+impl FromStr for Place {
+    type Err = InvalidStore;
+
+    fn from_str(text: &str) -> Result<Self, InvalidStore> {
+        match text {
+            "config" => Ok(Self::Configured),
+            _ => Ok(Self::Named(text.parse()?)),
+        }
+    }
+}
+
+impl Place {
+    const fn store<'a>(&'a self, config: &'a Config) -> &'a Store {
+        match self {
+            Self::Configured => &config.store,
+            Self::Named(store) => store,
+        }
+    }
+}
+
+/// Copies one store into another, and tells how far it is.
+pub(super) async fn copy(config: &Path, from: &Place, to: &Place) -> Result<(), Failure> {
+    let config = read(config)?;
+    let (from, to) = (from.store(&config), to.store(&config));
+    let steps = Cell::new(Steps::default());
+    let comparing = Cell::new(Steps::default());
+    let tell = |progress: server::Copied| {
+        let (steps, done, what) = match progress.verified {
+            0 => (&steps, progress.copied, "copied"),
+            verified => (&comparing, verified, "compared"),
+        };
+        let mut told = steps.take();
+        told.tell(what, done, progress.total);
+        steps.set(told);
+    };
+    let copied = server::copy_store(&config, from, to, tell).await?;
+    say(format!(
+        "every record was copied and compared: records {}",
+        copied.verified
+    ))
+}
 
 /// Writes a copy of a running server's store to a new file, complete or not at all.
 pub(super) async fn back_up(connection: &Connection, path: &Path) -> Result<(), Failure> {

@@ -78,12 +78,14 @@ use crate::service::keyring::Keyring;
 use crate::service::limits::{Limit, Limits};
 use crate::service::{Context, Kms, NewKey, Sweep};
 use crate::store::StoreError;
+use crate::store::copy::CopyError;
 use crate::store::freshness::Freshness;
 use crate::store::root_keys::RootKeysError;
 use crate::store::sqlite::{Findings, Sqlite};
 use crate::telemetry::{Metrics, Read};
 
 pub use crate::server::bind::Listener;
+pub use crate::store::copy::Progress as Copied;
 
 /// The most bytes of a request's message, body, and headers each.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -396,13 +398,17 @@ impl Server {
     pub async fn claim_store(&self) -> Result<(), StartError> {
         let store = &*self.kms.store;
         let entered = async {
-            // First, because it can say which root key is missing.
+            if store.get(&crate::store::Address::Copy).await?.is_some() {
+                return Ok(false);
+            }
+            // Before the clock, because it can say which root key is missing.
             self.kms.root_keys.enter(store).await?;
             store.get(&crate::store::Address::Clock).await?;
-            Ok(())
+            Ok(true)
         };
         match entered.await {
-            Ok(()) => {}
+            Ok(true) => {}
+            Ok(false) => return Err(StartError::UnfinishedCopy),
             Err(RootKeysError::Store(StoreError::Corrupt(_))) => {
                 return Err(StartError::WrongRootKey);
             }
@@ -721,6 +727,17 @@ pub fn check_records(config: &Config) -> Result<Findings, StartError> {
     let token = Token::open(config)?;
     let codec = root::codec(&*root::load(config, token.as_ref())?)?;
     Sqlite::check(path, codec).map_err(|error| StartError::Store(shown(path), error))
+}
+
+/// Copies one store into another, neither of which may be in use, and tells how many records are copied,
+/// verified, and there in all.
+pub async fn copy_store(
+    config: &Config,
+    from: &config::Store,
+    to: &config::Store,
+    tell: impl Fn(Copied),
+) -> Result<Copied, StartError> {
+    store::copy(config, from, to, tell).await
 }
 
 /// Makes the root key that `config` wants in its token.
@@ -1135,6 +1152,15 @@ pub enum StartError {
     /// The store needs a root key that is not configured.
     #[error(transparent)]
     RootKeys(RootKeysError),
+    /// A copy into the store was begun and not finished.
+    #[error("the store is a copy that is not complete: run `kmsgate store copy` again")]
+    UnfinishedCopy,
+    /// There is no store to copy.
+    #[error("store {0}: there is no such file")]
+    NoSuchStore(String),
+    /// A store was not copied.
+    #[error("the store was not copied: {causes}", causes = Causes(.0))]
+    Copy(#[source] CopyError),
     /// A root key is configured more than once.
     #[error("root key {0} is configured twice")]
     RootKeyTwice(RootKeyId),

@@ -1,12 +1,16 @@
-//! The configured store.
+//! Stores: the configured one, and those that one is copied from and into.
 
 use std::sync::Arc;
 
 use crate::auth::file::Refresh;
+use crate::config::Config;
 use crate::config::Store;
 use crate::server::etcd;
+use crate::server::root;
+use crate::server::token::Token;
 use crate::server::{BootClock, StartError, shown};
 use crate::store::codec::Codec;
+use crate::store::copy;
 use crate::store::memory::Memory;
 use crate::store::sqlite::Sqlite;
 use crate::store::{BackUp, KeyStore};
@@ -47,4 +51,24 @@ pub(super) fn open(store: &Store, codec: Codec) -> Result<Opened, StartError> {
             }
         }
     })
+}
+
+/// Copies one store into another, whose records are then under the root keys of `config`.
+pub(super) async fn copy(
+    config: &Config,
+    from: &Store,
+    to: &Store,
+    tell: impl Fn(copy::Progress),
+) -> Result<copy::Progress, StartError> {
+    if let Store::Sqlite { path } = from
+        && !path.is_file()
+    {
+        return Err(StartError::NoSuchStore(shown(path)));
+    }
+    let token = Token::open(config)?;
+    let roots = root::load(config, token.as_ref())?;
+    let from = open(from, root::codec(&roots)?)?.store;
+    let to = open(to, root::codec(&roots)?)?.store;
+    let copied = copy::copy(&*from, &*to, &root::names(&roots), tell).await;
+    copied.map_err(StartError::Copy)
 }

@@ -29,6 +29,7 @@ use crate::domain::time::Timestamp;
 use crate::store::freshness::{Freshness, Watcher};
 
 pub mod codec;
+pub mod copy;
 pub mod etcd;
 pub mod freshness;
 pub mod memory;

@@ -99,6 +99,21 @@ impl RootKeys {
         Err(StoreError::Conflict)
     }
 
+    /// The root keys that a store needs, none of which seals.
+    ///
+    /// Fails if the server does not have one of them.
+    pub async fn needed(
+        &self,
+        store: &dyn KeyStore,
+    ) -> Result<BTreeMap<RootKeyId, bool>, RootKeysError> {
+        let listed = match self.read(store).await? {
+            Some((record, _)) => record.root_keys,
+            None => self.unlisted(store).await?,
+        };
+        self.has_all(&listed)?;
+        Ok(listed.into_keys().map(|id| (id, false)).collect())
+    }
+
     /// Begins to put everything under the first root key: no other seals from now on.
     ///
     /// Fails as [`enter`](Self::enter) does.
@@ -153,10 +168,7 @@ impl RootKeys {
                 Some((record, _)) => record.root_keys.clone(),
                 None => self.unlisted(store).await?,
             };
-            let mut needed = root_keys.keys();
-            if let Some(missing) = needed.find(|id| !self.has(**id)) {
-                return Err(RootKeysError::Missing(*missing));
-            }
+            self.has_all(&root_keys)?;
             change(&mut root_keys);
             let new = RootKeysRecord { root_keys };
             let record = Record::RootKeys(new.clone());
@@ -205,8 +217,12 @@ impl RootKeys {
         })
     }
 
-    fn has(&self, id: RootKeyId) -> bool {
-        id == self.sealing || self.previous.contains(&id)
+    fn has_all(&self, needed: &BTreeMap<RootKeyId, bool>) -> Result<(), RootKeysError> {
+        let has = |id: &RootKeyId| *id == self.sealing || self.previous.contains(id);
+        match needed.keys().find(|id| !has(id)) {
+            Some(missing) => Err(RootKeysError::Missing(*missing)),
+            None => Ok(()),
+        }
     }
 
     fn saw(&self, record: &RootKeysRecord, revision: Revision) {
