@@ -153,6 +153,45 @@ contains "the metric" "kmsgate_pkcs11_token_there 1" "$(curl --silent "http://$a
 ok "the token is found again without a restart"
 stop "$server" || fail "kmsgate serve ended with $?"
 
+# The root key moves out of the token into a file, and back.
+"$kmsgate" root-key new "$scratch/file.key" >/dev/null
+printf %s "$token" >"$scratch/operator.token"
+# `moved NAME SETTING IN-TOKEN`: serves SoftHSM's store with other root keys, and decrypts. With `none` in
+# the token the server knows of no module.
+moved() {
+  sed --expression '/^root_key = /d' --expression "1i $2" "$scratch/softhsm.toml" >"$scratch/$1.toml"
+  if [[ $3 == none ]]; then
+    sed --in-place '/^\[pkcs11\]/,$d' "$scratch/$1.toml"
+  else
+    echo "$3" >>"$scratch/$1.toml"
+  fi
+  "$kmsgate" serve --config "$scratch/$1.toml" >"$scratch/$1.log" 2>&1 </dev/null &
+  server=$!
+  started+=("$server")
+  await "http://$admin/readyz" "$server"
+  ask decrypt-data "{\"cipher_text\":\"$cipher_text\"}"
+  equal "decrypt-data with $1" "attack at dawn" "$(jq -r .plain_text <<<"$body")"
+}
+rotate() {
+  local said
+  said=$("$kmsgate" root-key rotate --server "http://$(sed -n 's/^grpc = "\(.*\)"/\1/p' "$scratch/softhsm.toml")" \
+    --token-file "$scratch/operator.token" 2>&1) || fail "$said"
+  contains "rotate" "every record is under the first root key" "$said"
+  stop "$server" || fail "kmsgate serve ended with $?"
+}
+in_file="root_key_file = \"$scratch/file.key\""
+moved out "$in_file" 'previous_root_keys = ["root"]'
+rotate
+moved file "$in_file" none
+stop "$server" || fail "kmsgate serve ended with $?"
+ok "a root key moves from a token into a file, and the token is needed no more"
+moved back "previous_root_key_files = [\"$scratch/file.key\"]" 'root_key = "root"'
+rotate
+rm "$scratch/file.key"
+moved token "# the token alone" 'root_key = "root"'
+stop "$server" || fail "kmsgate serve ended with $?"
+ok "a root key moves from a file into a token, and the file is needed no more"
+
 # What cannot work is refused at the start, with a sentence.
 refused() {
   local said
