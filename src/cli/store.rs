@@ -43,7 +43,7 @@ pub(super) enum Place {
     /// That of the configuration.
     Configured,
     /// Another.
-    Named(Store),
+    Named(Box<Store>),
 }
 
 impl FromStr for Place {
@@ -52,7 +52,7 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self, InvalidStore> {
         match text {
             "config" => Ok(Self::Configured),
-            _ => Ok(Self::Named(text.parse()?)),
+            _ => Ok(Self::Named(Box::new(text.parse()?))),
         }
     }
 }
