@@ -145,15 +145,22 @@ mod tests {
         }
         until_waiting(&pool, 100).await;
         let opening = Arc::new(Opening::default());
-        let first = ask(&pool, &opening, &greedy);
+        // What is opened is how many of the jobs came before.
+        let before = || {
+            let done = Arc::clone(&done);
+            move || done.load(Ordering::SeqCst)
+        };
+        let first = ask(&pool, &opening, &greedy, before());
         until_waiting(&pool, 101).await;
-        let second = ask(&pool, &opening, &polite);
+        let second = ask(&pool, &opening, &polite, before());
         until_waiting(&pool, 102).await;
         drop(hold);
-        assert_eq!(*second.await.unwrap().unwrap(), 7);
-        assert_eq!(*first.await.unwrap().unwrap(), 7);
-        let done = done.load(Ordering::SeqCst);
-        assert!(done < 50, "{done} of the other's jobs came first");
+        let came_first = *second.await.unwrap().unwrap();
+        assert_eq!(*first.await.unwrap().unwrap(), came_first);
+        assert!(
+            came_first < 50,
+            "{came_first} of the other's jobs came first"
+        );
     }
 
     #[tokio::test]
@@ -163,7 +170,7 @@ mod tests {
         let opening = Arc::new(Opening::default());
         let callers = [caller("one"), caller("other")];
         let asked: Vec<_> = (0..100)
-            .map(|number| ask(&pool, &opening, &callers[number % 2]))
+            .map(|number| ask(&pool, &opening, &callers[number % 2], || 7))
             .collect();
         until_waiting(&pool, 2).await;
         for _ in 0..1000 {
@@ -212,13 +219,14 @@ mod tests {
     /// Asks for the version as this caller.
     fn ask(
         pool: &Arc<Pool>,
-        opening: &Arc<Opening<u8>>,
+        opening: &Arc<Opening<usize>>,
         caller: &Caller,
-    ) -> tokio::task::JoinHandle<Result<Arc<u8>, Error>> {
+        job: impl Fn() -> usize + Clone + Send + Sync + 'static,
+    ) -> tokio::task::JoinHandle<Result<Arc<usize>, Error>> {
         let (pool, opening, caller) = (Arc::clone(pool), Arc::clone(opening), caller.clone());
         tokio::spawn(async move {
             let share = pool.share(&caller);
-            let open = || async { share.run(10, || 7).await.map_err(Error::from) };
+            let open = || async { share.run(10, job.clone()).await.map_err(Error::from) };
             opening.open(Some(share.line()), open).await.map(Arc::clone)
         })
     }
