@@ -100,7 +100,7 @@ impl Keyring {
     }
 
     /// The key as it is in a store that others write to: read after this call began, which is not
-    /// more often than each [`REREAD`] however many call. If it is as it was, what is opened of it
+    /// more often than each 20 ms however many call. If it is as it was, what is opened of it
     /// stays.
     pub async fn reread(
         &self,
