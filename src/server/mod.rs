@@ -721,8 +721,10 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 /// Reads the whole store that `config` names, which no server may have open: that takes as long as
 /// the store is large, so a start does not do it.
 pub fn check_records(config: &Config) -> Result<Findings, StartError> {
-    let config::Store::Sqlite { path } = &config.store else {
-        return Err(StartError::NoStore);
+    let path = match &config.store {
+        config::Store::Sqlite { path } => path,
+        config::Store::Etcd(_) => return Err(StartError::NotAFile),
+        config::Store::Memory {} => return Err(StartError::NoStore),
     };
     let token = Token::open(config)?;
     let codec = root::codec(&*root::load(config, token.as_ref())?)?;
@@ -1170,6 +1172,9 @@ pub enum StartError {
     /// The configured store has nothing that could be read.
     #[error("the store is in memory, and gone when its server ends")]
     NoStore,
+    /// The configured store is no file.
+    #[error("what is checked is a file: `kmsgate store copy` verifies every record of another store")]
+    NotAFile,
     /// The first keys of a dev server cannot be made.
     #[error("cannot make the first keys{}", .0.as_ref().map(|error| format!(": {}", Causes(error))).unwrap_or_default())]
     FirstKeys(#[source] Option<Error>),
