@@ -1173,7 +1173,9 @@ pub enum StartError {
     #[error("the store is in memory, and gone when its server ends")]
     NoStore,
     /// The configured store is no file.
-    #[error("what is checked is a file: `kmsgate store copy` verifies every record of another store")]
+    #[error(
+        "what is checked is a file: `kmsgate store copy` verifies every record of another store"
+    )]
     NotAFile,
     /// The first keys of a dev server cannot be made.
     #[error("cannot make the first keys{}", .0.as_ref().map(|error| format!(": {}", Causes(error))).unwrap_or_default())]

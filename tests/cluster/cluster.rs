@@ -12,6 +12,9 @@
 //! With MAX_STALENESS=30s in the environment replicas believe what they know for longer than is
 //! checked. Then the run must fail; otherwise it sees nothing.
 //!
+//! In the end each replica is stopped by SIGTERM and started again while others call, as an upgrade and
+//! a downgrade do it: OTHER_KMSGATE in the environment is the other version, the same one without it.
+//!
 //! `docs/reliability.md` says what is checked, and what came of it. This is an example and not a test
 //! so that `cargo test`, which needs a toolchain and nothing else, builds it and runs the tests of its
 //! parts, and not the whole.
@@ -26,6 +29,7 @@ mod processes;
 mod proxy;
 mod random;
 mod report;
+mod rolling;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -148,6 +152,15 @@ async fn whole(arguments: &Arguments, run: &Path, stop: &AtomicBool) -> bool {
 
     drop(pulse);
     let keys = load.stop().await;
+    if !arguments.sqlite {
+        let Programs { kmsgate, other, .. } = &arguments.programs;
+        println!("stopping and starting one replica after the other");
+        let rolled = rolling::roll(&cluster, &probe.id, [other, kmsgate]).await;
+        for wrong in &rolled.wrong {
+            callers.book.wrong(wrong);
+        }
+        report.rolled = rolled;
+    }
     println!("{keys} keys have lived; looking at everything once more");
     finish(&callers, &mut random, &mut report).await;
     report.check(&callers.book);
@@ -300,6 +313,10 @@ impl Arguments {
             programs: Programs {
                 max_staleness: std::env::var("MAX_STALENESS").ok(),
                 kmsgate: program("KMSGATE", "target/release/kmsgate"),
+                other: std::env::var_os("OTHER_KMSGATE").map_or_else(
+                    || program("KMSGATE", "target/release/kmsgate"),
+                    PathBuf::from,
+                ),
                 etcd: program("ETCD", "etcd"),
                 etcdctl: program("ETCDCTL", "etcdctl"),
                 faketime: program(

@@ -38,7 +38,7 @@ const QUOTA: u64 = 24 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) name: String,
-    program: PathBuf,
+    program: Mutex<PathBuf>,
     arguments: Mutex<Vec<OsString>>,
     environment: Vec<(&'static str, OsString)>,
     log: PathBuf,
@@ -51,7 +51,7 @@ impl Process {
         let log = run.join(format!("{name}.log"));
         Self {
             name,
-            program: program.to_owned(),
+            program: Mutex::new(program.to_owned()),
             arguments: Mutex::default(),
             environment: Vec::new(),
             log,
@@ -68,7 +68,8 @@ impl Process {
         }
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.unwrap();
-        let started = Command::new(&self.program)
+        let program = self.program.lock().unwrap().clone();
+        let started = Command::new(&program)
             .args(&*self.arguments.lock().unwrap())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -79,11 +80,32 @@ impl Process {
             Ok(started) => started,
             Err(error) => {
                 drop(child);
-                panic!("{}: {error}", self.program.display());
+                panic!("{}: {error}", program.display());
             }
         };
         *self.pid.0.lock().unwrap() = Some(started.id());
         *child = Some(started);
+    }
+
+    /// Starts another program in its place, unless it runs.
+    pub(crate) fn start_as(&self, program: &Path) {
+        program.clone_into(&mut self.program.lock().unwrap());
+        self.start();
+    }
+
+    /// Asks it to end, and waits so long for it. Tells how it ended; it is killed if it did not.
+    pub(crate) fn end(&self, patience: Duration) -> Option<ExitStatus> {
+        self.signal(Signal::TERM);
+        let began = Instant::now();
+        while began.elapsed() < patience {
+            if let Some(status) = self.ended_by_itself() {
+                self.kill();
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.kill();
+        None
     }
 
     /// Ends it as a lost machine would.
@@ -146,6 +168,8 @@ pub(crate) struct Replica {
     pub(crate) process: Process,
     /// Where the load finds it.
     pub(crate) proxy: SocketAddr,
+    /// Where it serves itself.
+    pub(crate) grpc: SocketAddr,
     /// What its clock adds to the machine's, in libfaketime's words.
     clock: PathBuf,
 }
@@ -161,6 +185,8 @@ impl Replica {
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
     pub(crate) kmsgate: PathBuf,
+    /// Another version of it, to which replicas are changed one by one, and back.
+    pub(crate) other: PathBuf,
     /// What the replicas are told of `store.max_staleness`, if it is not to be as usual.
     pub(crate) max_staleness: Option<String>,
     pub(crate) etcd: PathBuf,
@@ -324,6 +350,7 @@ impl Cluster {
             let replica = Replica {
                 process,
                 proxy,
+                grpc,
                 clock,
             };
             replica.set_clock("+0");

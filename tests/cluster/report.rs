@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::faults::Fault;
 use crate::history::{Book, MAX_STALENESS, Stop};
+use crate::rolling::Rolled;
 
 /// What is known when the run ends.
 #[derive(Debug, Default)]
@@ -20,6 +21,8 @@ pub(crate) struct Report {
     histories: usize,
     entries: usize,
     stops: Vec<Stop>,
+    /// The restarts one by one.
+    pub(crate) rolled: Rolled,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -151,6 +154,19 @@ impl Report {
             (
                 "latest request that succeeded after one, median, p99, latest",
                 format!("{:.0}, {:.0}, {:.0} ms", ms(50), ms(99), ms(100)),
+            ),
+            (
+                "replicas stopped and started again one by one, under load",
+                self.rolled.restarts.to_string(),
+            ),
+            (
+                "calls answered meanwhile, not accepted and sent elsewhere, lost",
+                format!(
+                    "{}, {}, {}",
+                    self.rolled.answered,
+                    self.rolled.elsewhere,
+                    self.rolled.wrong.len()
+                ),
             ),
             ("wrong answers", book.all_wrong().len().to_string()),
         ];
