@@ -404,7 +404,8 @@ impl Server {
             // Before the clock, because it can say which root key is missing.
             self.kms.root_keys.enter(store).await?;
             store.get(&crate::store::Address::Clock).await?;
-            Ok(true)
+            // A copy begins in an empty store alone, so none can begin from here on.
+            Ok(store.get(&crate::store::Address::Copy).await?.is_none())
         };
         match entered.await {
             Ok(true) => {}

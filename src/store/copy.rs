@@ -6,8 +6,10 @@
 //! begun again: what is there already is compared, what differs is replaced, and what the source has
 //! no more is erased.
 //!
-//! Nobody may write either store meanwhile. A file is held by its lock; of a store that servers share,
-//! the comparison finds what was changed.
+//! Nobody may write either store meanwhile. A file is held by its lock. Of a store that servers share
+//! the comparison finds most of what was changed, and not what was changed behind it. Each write of the
+//! target depends on its copy being this one: one that was believed to be dead writes no more once
+//! another has begun, or servers have.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
@@ -15,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::domain::key::RootKeyId;
 use crate::store::root_keys::{RootKeys, RootKeysError};
 use crate::store::{
-    Address, Change, KeyStore, Prefix, Record, RootKeysRecord, StoreError, Versioned,
+    Address, Change, KeyStore, Prefix, Record, Revision, RootKeysRecord, StoreError, Versioned,
 };
 
 /// How far a copy is, in records.
@@ -46,37 +48,34 @@ pub async fn copy(
     if from.get(&Address::Copy).await?.is_some() {
         return Err(CopyError::Unfinished);
     }
-    begin(to, root_keys.needed(from).await?, root_keys).await?;
+    let begun = begin(to, root_keys.needed(from).await?, root_keys).await?;
     let mut progress = Progress {
         total: count(from).await?,
         ..Progress::default()
     };
-    write(from, to, &mut progress, &tell).await?;
+    write(from, to, begun, &mut progress, &tell).await?;
     verify(from, to, &mut progress, &tell).await?;
-    if let Some(begun) = to.get(&Address::Copy).await? {
-        let end = Change::erase(Address::Copy, begun.revision);
-        to.put(vec![end]).await?;
-    }
+    to.put(vec![Change::erase(Address::Copy, begun)]).await?;
     Ok(progress)
 }
 
-/// Notes in the target that a copy has begun, and which root keys it will need.
+/// Notes in the target that a copy has begun, and which root keys it will need. Gives the revision of
+/// the note.
 async fn begin(
     to: &dyn KeyStore,
     mut needed: BTreeMap<RootKeyId, bool>,
     root_keys: &RootKeys,
-) -> Result<(), CopyError> {
+) -> Result<Revision, CopyError> {
     let first = to.list(&Prefix::Everything, None, 1).await?;
     if first.is_empty() {
         needed.insert(root_keys.sealing(), true);
         let needed = Record::RootKeys(RootKeysRecord { root_keys: needed });
         let changes = vec![Change::create(Record::Copy), Change::create(needed)];
-        to.put(changes).await?;
-        return Ok(());
+        return Ok(to.put(changes).await?);
     }
-    if to.get(&Address::Copy).await?.is_none() {
+    let Some(earlier) = to.get(&Address::Copy).await? else {
         return Err(CopyError::NotEmpty);
-    }
+    };
     // What an earlier attempt wrote may be under a root key that seals no more.
     needed.extend(root_keys.needed(to).await?);
     needed.insert(root_keys.sealing(), true);
@@ -85,8 +84,8 @@ async fn begin(
         Some(found) => Change::replace(needed, found.revision),
         None => Change::create(needed),
     };
-    to.put(vec![change]).await?;
-    Ok(())
+    let ours = Change::replace(Record::Copy, earlier.revision);
+    Ok(to.put(vec![ours, change]).await?)
 }
 
 async fn count(store: &dyn KeyStore) -> Result<u64, StoreError> {
@@ -102,10 +101,12 @@ async fn count(store: &dyn KeyStore) -> Result<u64, StoreError> {
 async fn write(
     from: &dyn KeyStore,
     to: &dyn KeyStore,
+    begun: Revision,
     progress: &mut Progress,
     tell: &impl Fn(Progress),
 ) -> Result<(), StoreError> {
     let (mut source, mut target) = (Walk::over(from), Walk::over(to));
+    let ours = || Change::keep(Address::Copy, begun);
     let (mut batch, mut size) = (Vec::new(), 0);
     loop {
         let change = match meet(&mut source, &mut target).await? {
@@ -120,17 +121,21 @@ async fn write(
             .as_ref()
             .is_none_or(|change| change.record().is_some());
         progress.copied += u64::from(is_record);
-        if let Some(change) = change {
-            size += change.record().map_or(0, sealed);
-            batch.push(change);
-        }
-        if batch.len() >= CHUNK || size >= MAX_SEALED {
+        let Some(change) = change else {
+            continue;
+        };
+        let more = change.record().map_or(0, sealed);
+        if batch.len() >= CHUNK || size + more > MAX_SEALED && !batch.is_empty() {
+            batch.push(ours());
             to.put(std::mem::take(&mut batch)).await?;
             size = 0;
             tell(*progress);
         }
+        size += more;
+        batch.push(change);
     }
     if !batch.is_empty() {
+        batch.push(ours());
         to.put(batch).await?;
     }
     tell(*progress);
@@ -358,12 +363,31 @@ mod tests {
     async fn what_was_written_meanwhile_is_found() {
         let (from, to) = (full().await, store());
         let mut progress = Progress::default();
-        write(&from, &to, &mut progress, &|_| {}).await.unwrap();
+        let keys = RootKeys::new(NEW, vec![OLD]);
+        let begun = begin(&to, BTreeMap::new(), &keys).await.unwrap();
+        write(&from, &to, begun, &mut progress, &|_| {})
+            .await
+            .unwrap();
         let record = Record::Key(key(250));
         let place = record.address().to_string();
         from.put(vec![Change::create(record)]).await.unwrap();
         let differs = verify(&from, &to, &mut progress, &|_| {}).await;
         assert!(matches!(differs, Err(CopyError::Differs(at)) if at == place));
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_another_has_overtaken_writes_no_more() {
+        let (from, to) = (full().await, store());
+        let keys = RootKeys::new(NEW, vec![OLD]);
+        let believed_dead = begin(&to, BTreeMap::new(), &keys).await.unwrap();
+        copied(&from, &to).await.unwrap();
+        // Servers have started on the target, and made this.
+        let made = Record::Key(key(250));
+        to.put(vec![Change::create(made.clone())]).await.unwrap();
+        let mut progress = Progress::default();
+        let late = write(&from, &to, believed_dead, &mut progress, &|_| {}).await;
+        assert!(matches!(late, Err(StoreError::Conflict)));
+        assert!(to.get(&made.address()).await.unwrap().is_some());
     }
 
     /// More than are written at a time.
