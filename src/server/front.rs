@@ -97,6 +97,12 @@ const METHODS: [&str; 17] = [
 const CREATE_KEY: usize = 2;
 const CREATE_TIME: Duration = Duration::from_secs(60);
 
+/// The numbers of RotateRootKey and BackUpStore, and how long they may take at least until they first
+/// answer: both read the whole store before.
+const ROTATE_ROOT_KEY: usize = 14;
+const BACK_UP_STORE: usize = 15;
+const STORE_TIME: Duration = Duration::from_secs(3600);
+
 /// The number of `other`.
 const OTHER: usize = METHODS.len() - 1;
 
@@ -411,11 +417,12 @@ impl Front {
 
     /// How long a request may take: what the server allows, or less if the caller says so.
     fn time_limit(&self, method: usize, headers: &HeaderMap) -> Result<Duration, Error> {
-        let allowed = if method == CREATE_KEY {
-            self.common.timeout.max(CREATE_TIME)
-        } else {
-            self.common.timeout
+        let least = match (method, self.face) {
+            (CREATE_KEY, _) => CREATE_TIME,
+            (ROTATE_ROOT_KEY | BACK_UP_STORE, Face::Grpc) => STORE_TIME,
+            _ => Duration::ZERO,
         };
+        let allowed = self.common.timeout.max(least);
         match headers.get("grpc-timeout") {
             Some(text) if self.face == Face::Grpc => {
                 let malformed =
@@ -693,6 +700,8 @@ mod tests {
     #[test]
     fn create_key_has_its_number() {
         assert_eq!(METHODS[CREATE_KEY], "CreateKey");
+        assert_eq!(METHODS[ROTATE_ROOT_KEY], "RotateRootKey");
+        assert_eq!(METHODS[BACK_UP_STORE], "BackUpStore");
         assert_eq!(PATHS[CREATE_KEY], "create-key");
     }
 
