@@ -1016,6 +1016,9 @@ async fn sweep(kms: Arc<Kms>, held_back: Arc<AtomicBool>) {
     let mut ticks = tokio::time::interval(SWEEP);
     loop {
         ticks.tick().await;
+        if let Err(error) = kms.root_keys.look(&*kms.store).await {
+            tracing::error!(error = %Causes(&error), "the root keys that the store needs");
+        }
         match kms.sweep().await {
             Ok(Sweep::Destroyed(_)) => held_back.store(false, Ordering::Relaxed),
             Ok(Sweep::Held(millis)) => {

@@ -112,8 +112,13 @@ impl Kms {
             match renewed {
                 Ok(None) => {}
                 Ok(Some(change)) => {
+                    let more = sealed(&change);
+                    if size + more > MAX_SEALED && !batch.is_empty() {
+                        self.put_renewed(std::mem::take(&mut batch)).await?;
+                        size = 0;
+                    }
                     changed += 1;
-                    size += sealed(&change);
+                    size += more;
                     batch.push(change);
                 }
                 // A token that is away comes back; a key that is damaged does not.
@@ -122,10 +127,6 @@ impl Kms {
                     bad += 1;
                     tracing::error!(%address, %error, "cannot seal a key again");
                 }
-            }
-            if size >= MAX_SEALED {
-                self.put_renewed(std::mem::take(&mut batch)).await?;
-                size = 0;
             }
         }
         self.put_renewed(batch).await?;

@@ -206,6 +206,17 @@ impl RootKeys {
             .collect())
     }
 
+    /// Reads how many root keys the store needs now, which another server may have changed. Fails if one
+    /// is missing here.
+    pub async fn look(&self, store: &dyn KeyStore) -> Result<(), RootKeysError> {
+        if let Some((record, _)) = self.read(store).await? {
+            let listed = u64::try_from(record.root_keys.len()).unwrap_or(u64::MAX);
+            self.listed.store(listed, Ordering::Relaxed);
+            self.has_all(&record.root_keys)?;
+        }
+        Ok(())
+    }
+
     async fn read(
         &self,
         store: &dyn KeyStore,
