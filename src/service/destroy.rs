@@ -12,7 +12,7 @@ use crate::domain::caller::Action;
 use crate::domain::key::PendingDays;
 use crate::domain::time::Timestamp;
 use crate::error::{Error, Kind};
-use crate::service::{Call, Kms};
+use crate::service::{Call, Kms, Tries};
 use crate::store::{
     Address, Change, ClockRecord, DeletionRecord, Prefix, Record, Revision, StoreError,
 };
@@ -169,15 +169,19 @@ impl Kms {
     }
 
     async fn trust(&self, now: Timestamp) -> Result<(), Error> {
-        let record = Record::Clock(ClockRecord { seen: now });
-        let change = match self.trusted_time().await? {
-            None => Change::create(record),
-            Some((_, revision)) => Change::replace(record, revision),
-        };
-        match self.root_keys.put(&*self.store, vec![change]).await {
-            // Another writer noted a time: one of the two is as good as the other.
-            Ok(_) | Err(StoreError::Conflict) => Ok(()),
-            Err(error) => Err(error.into()),
+        let mut tries = Tries::default();
+        loop {
+            let record = Record::Clock(ClockRecord { seen: now });
+            let change = match self.trusted_time().await? {
+                None => Change::create(record),
+                Some((_, revision)) => Change::replace(record, revision),
+            };
+            match self.root_keys.put(&*self.store, vec![change]).await {
+                Ok(_) => return Ok(()),
+                // Another writer noted a time, or the same one under another root key.
+                Err(StoreError::Conflict) => tries.again()?,
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }
