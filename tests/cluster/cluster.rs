@@ -21,6 +21,7 @@
 
 #![allow(clippy::print_stdout, reason = "the report")]
 
+mod calm;
 mod checker;
 mod faults;
 mod history;
@@ -153,6 +154,7 @@ async fn whole(arguments: &Arguments, run: &Path, stop: &AtomicBool) -> bool {
     drop(pulse);
     let keys = load.stop().await;
     if !arguments.sqlite {
+        report.calm = calm::stops(&callers).await;
         let Programs { kmsgate, other, .. } = &arguments.programs;
         println!("stopping and starting one replica after the other");
         let rolled = rolling::roll(&cluster, &probe.id, [other, kmsgate]).await;

@@ -21,6 +21,8 @@ pub(crate) struct Report {
     histories: usize,
     entries: usize,
     stops: Vec<Stop>,
+    /// How long after a stop a request succeeded elsewhere when nothing was wrong, in ascending order.
+    pub(crate) calm: Vec<Duration>,
     /// The restarts one by one.
     pub(crate) rolled: Rolled,
 }
@@ -128,6 +130,8 @@ impl Report {
         let mut latest: Vec<_> = self.stops.iter().map(|stop| stop.latest).collect();
         latest.sort_unstable();
         let ms = |share| percentile(&latest, share).map_or(0.0, |&micros| micros as f64 / 1000.0);
+        let calm =
+            |share| percentile(&self.calm, share).map_or(0.0, |time| time.as_secs_f64() * 1e3);
         text += "\n| checked | seen |\n|---|---|\n";
         let rows = [
             (
@@ -154,6 +158,10 @@ impl Report {
             (
                 "latest request that succeeded after one, median, p99, latest",
                 format!("{:.0}, {:.0}, {:.0} ms", ms(50), ms(99), ms(100)),
+            ),
+            (
+                "the same with no fault, of other replicas, median, p99, latest",
+                format!("{:.0}, {:.0}, {:.0} ms", calm(50), calm(99), calm(100)),
             ),
             (
                 "replicas stopped and started again one by one, under load",
