@@ -25,6 +25,7 @@ use kmsgate::store::codec::Codec;
 use kmsgate::store::etcd::{Cluster, Etcd};
 use kmsgate::store::freshness::{Stale, Watcher};
 use kmsgate::store::memory::Memory;
+use kmsgate::store::root_keys::RootKeys;
 use kmsgate::store::sqlite::Sqlite;
 use kmsgate::store::{
     Address, AliasRecord, BackUp, Change, ClockRecord, DeletionRecord, KeyRecord, KeyStore, Prefix,
@@ -1071,7 +1072,12 @@ async fn a_backup_is_the_store_as_of_its_end_and_holds_up_nobody() {
         assert_eq!(found, Some(Record::Key(made.clone())));
     }
     drop(restored);
-    let found = Sqlite::check(&path, codec(7)).unwrap();
+    let found = Sqlite::check(
+        &path,
+        codec(7),
+        &RootKeys::new(RootKeyId([1; 8]), Vec::new()),
+    )
+    .unwrap();
     let structure = found
         .wrong
         .iter()
@@ -1079,6 +1085,30 @@ async fn a_backup_is_the_store_as_of_its_end_and_holds_up_nobody() {
     assert_eq!(structure, None);
     let names = names(fixture.directory.path());
     assert_eq!(names, ["keys.db", "keys.db-lock", "keys.db-wal"]);
+}
+
+#[tokio::test]
+async fn a_file_is_not_sound_without_a_root_key_that_it_needs() {
+    let mut fixture = InFile::new();
+    let (one, other) = (RootKeyId([1; 8]), RootKeyId([2; 8]));
+    let needed = Record::RootKeys(RootKeysRecord {
+        root_keys: BTreeMap::from([(one, true), (other, false)]),
+    });
+    fixture
+        .store()
+        .put(vec![Change::create(needed)])
+        .await
+        .unwrap();
+    fixture.close();
+    let check = |previous| {
+        let found = Sqlite::check(&fixture.path(), codec(7), &RootKeys::new(one, previous));
+        found.unwrap().wrong
+    };
+    assert_eq!(check(vec![other]), Vec::<String>::new());
+    let [wrong] = &check(Vec::new())[..] else {
+        panic!("one key is missing");
+    };
+    assert!(wrong.contains(&other.to_string()), "{wrong}");
 }
 
 #[tokio::test]

@@ -728,8 +728,10 @@ pub fn check_records(config: &Config) -> Result<Findings, StartError> {
         config::Store::Memory {} => return Err(StartError::NoStore),
     };
     let token = Token::open(config)?;
-    let codec = root::codec(&*root::load(config, token.as_ref())?)?;
-    Sqlite::check(path, codec).map_err(|error| StartError::Store(shown(path), error))
+    let roots = root::load(config, token.as_ref())?;
+    let codec = root::codec(&roots)?;
+    let checked = Sqlite::check(path, codec, &root::names(&roots));
+    checked.map_err(|error| StartError::Store(shown(path), error))
 }
 
 /// Copies one store into another, neither of which may be in use, and tells how many records are copied,

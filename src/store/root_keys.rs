@@ -217,6 +217,11 @@ impl RootKeys {
         Ok(())
     }
 
+    /// Whether everything opens in a store that has this record.
+    pub fn open(&self, record: &RootKeysRecord) -> Result<(), RootKeysError> {
+        self.has_all(&record.root_keys)
+    }
+
     async fn read(
         &self,
         store: &dyn KeyStore,

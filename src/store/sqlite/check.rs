@@ -7,6 +7,7 @@ use std::path::Path;
 use rusqlite::Row;
 
 use crate::store::codec::Codec;
+use crate::store::root_keys::RootKeys;
 use crate::store::sqlite::{Database, OpenError, Refusal, Sqlite, resolve};
 use crate::store::{Address, Record, StoreError, Versioned};
 
@@ -27,9 +28,12 @@ impl Sqlite {
     /// Reads the whole of the store at `path`: the structure of the file, every record, and whether
     /// each has those that belong to it.
     ///
+    /// A store that needs another root key than `root_keys` is not sound with them: what is sealed under
+    /// that one does not open.
+    ///
     /// Fails as [`open`](Self::open) does, and also if there is no file. Like that, it brings into
     /// the file what the log holds, and changes nothing else.
-    pub fn check(path: &Path, codec: Codec) -> Result<Findings, StoreError> {
+    pub fn check(path: &Path, codec: Codec, root_keys: &RootKeys) -> Result<Findings, StoreError> {
         let open = || {
             let path = resolve(path)?;
             if path.try_exists()? {
@@ -42,16 +46,16 @@ impl Sqlite {
             let path = path.to_owned();
             StoreError::Unavailable(Box::new(OpenError { path, why }))
         };
-        Ok(open().map_err(refuse)?.check())
+        Ok(open().map_err(refuse)?.check(root_keys))
     }
 }
 
 impl Database {
-    fn check(&self) -> Findings {
+    fn check(&self, root_keys: &RootKeys) -> Findings {
         let mut findings = Findings::default();
         let read = self
             .check_file(&mut findings)
-            .and_then(|()| self.check_records(&mut findings));
+            .and_then(|()| self.check_records(root_keys, &mut findings));
         // Of a file that is damaged, SQLite may not be able to read all.
         if let Err(error) = read {
             findings.wrong.push(format!("the file: {error}"));
@@ -72,7 +76,7 @@ impl Database {
         Ok(())
     }
 
-    fn check_records(&self, findings: &mut Findings) -> rusqlite::Result<()> {
+    fn check_records(&self, root_keys: &RootKeys, findings: &mut Findings) -> rusqlite::Result<()> {
         let latest = self.connection.query_row(
             "SELECT value FROM meta WHERE name = 'revision'",
             [],
@@ -99,7 +103,12 @@ impl Database {
                     findings.versions += key.versions.len() as u64;
                 }
                 Record::Deletion(_) => findings.deletions += 1,
-                Record::Alias(_) | Record::Clock(_) | Record::RootKeys(_) | Record::Copy => {}
+                Record::RootKeys(needed) => {
+                    if let Err(error) = root_keys.open(&needed) {
+                        findings.wrong.push(format!("{address}: {error}"));
+                    }
+                }
+                Record::Alias(_) | Record::Clock(_) | Record::Copy => {}
             }
         }
         Ok(())
