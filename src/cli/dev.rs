@@ -8,6 +8,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -33,6 +34,9 @@ use crate::grpc::pb::encrypt_data_request::Plaintext;
 use crate::server::{Listeners, Server, random};
 use crate::telemetry;
 
+/// How long it takes at most to see that a server is stopping.
+const STOPPING: Duration = Duration::from_secs(1);
+
 /// The project and the key of the documentation's example (EncryptData page, request example).
 const PROJECT: &str = "53d1aefc533f4ce9a59c26b01667cbcf";
 const KEY: &str = "0d0466b0-e727-4d9c-b35d-f84bb474a37f";
@@ -53,7 +57,7 @@ impl Dev {
         let config = files.config(&self);
         write(&files.path("kmsgate.toml"), &config)?;
         let mut config = Config::parse(&config)?;
-        config.shutdown.lag = std::time::Duration::ZERO;
+        config.shutdown.lag = Duration::ZERO;
         let server = Server::build(&config)?;
         server.claim_store().await?;
         let listeners = Listeners::bind(&config).await?;
@@ -77,7 +81,11 @@ impl Dev {
         tokio::select! {
             // Stopped before the first words were out.
             stopped = &mut serving => return Ok(stopped?),
-            shown = show(&files, &credentials, &addresses) => shown?,
+            shown = show(&files, &credentials, &addresses) => if let Err(failed) = shown {
+                // The first call fails, too, if the server is told to stop under it.
+                let stopped = tokio::time::timeout(STOPPING, &mut serving).await;
+                return Ok(stopped.map_err(|_| failed)??);
+            },
         }
         Ok(serving.await?)
     }

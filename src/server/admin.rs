@@ -25,24 +25,32 @@ const STALE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(super) struct Readiness {
     store: Option<Arc<dyn KeyStore>>,
+    serving: Arc<AtomicBool>,
     stopping: Arc<AtomicBool>,
 }
 
 impl Readiness {
-    /// Ready while `store` answers.
+    /// Ready while `store` answers, once the server [serves](Self::start).
     pub(super) fn new(store: Arc<dyn KeyStore>) -> Self {
         Self {
             store: Some(store),
+            serving: Arc::default(),
             stopping: Arc::default(),
         }
     }
 
-    /// Ready at once: there is no store to ask.
+    /// The same without a store to ask.
     pub(super) fn stateless() -> Self {
         Self {
             store: None,
+            serving: Arc::default(),
             stopping: Arc::default(),
         }
+    }
+
+    /// Requests are taken from now on.
+    pub(super) fn start(&self) {
+        self.serving.store(true, Ordering::Relaxed);
     }
 
     /// Not ready from now on.
@@ -54,6 +62,9 @@ impl Readiness {
     pub(super) async fn check(&self) -> Result<(), &'static str> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err("stopping\n");
+        }
+        if !self.serving.load(Ordering::Relaxed) {
+            return Err("starting\n");
         }
         let Some(store) = &self.store else {
             return Ok(());

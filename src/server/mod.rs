@@ -339,6 +339,7 @@ impl Server {
         let mut chores = vec![tokio::spawn(sweep(Arc::clone(&self.kms), held_back))];
         let follow = |keys: Arc<jwt::Fetched>| tokio::spawn(async move { keys.follow().await });
         chores.extend(self.fetched.into_iter().map(follow));
+        readiness.start();
         tell_health(&health, ServingStatus::Serving).await;
         if let Some(freshness) = self.kms.store.freshness() {
             let told = tell_of_store(Arc::clone(freshness), readiness.clone(), health.clone());
@@ -657,6 +658,7 @@ pub async fn serve_gateway(
     let serving = tokio::spawn(listen::serve(rest, tls, front, drain, lives));
     let probes = admin::router(metrics, readiness.clone());
     let admin = AbortOnDrop(tokio::spawn(admin_listener.serve(probes)));
+    readiness.start();
     serving_at.log();
     stop.await;
     readiness.stop();

@@ -120,13 +120,14 @@ TOML
 # `grpc_port`, `rest_port` and `admin_port`. Its store is what `store` says, a file if that is not set.
 serve() {
   grpc_port=$(free_port) rest_port=$(free_port) admin_port=$(free_port)
+  local file='{ kind = "sqlite", path = "keys.db" }'
   cat >"$1.toml" <<TOML
 grpc = "127.0.0.1:$grpc_port"
 rest = "127.0.0.1:$rest_port"
 admin = "127.0.0.1:$admin_port"
 reflection = true
 root_key_file = "root.key"
-store = ${store:-{ kind = "sqlite", path = "keys.db" \}}
+store = ${store:-$file}
 shutdown = { lag = "0ms" }
 [auth]
 token_file = "tokens.toml"
