@@ -21,7 +21,7 @@ digest() {
 first=$(digest $archive)
 BINARY=$scratch/program deploy/image >/dev/null
 equal "the digest of a second image" "$first" "$(digest $archive)"
-ok "the same program gives the same image"
+ok "the packaging is reproducible: the same program gives the same image"
 
 # What is inside.
 blob() {
@@ -32,6 +32,7 @@ config=$(blob "$(jq --raw-output .config.digest <<<"$manifest")")
 setting() {
   jq --raw-output ".config.$1" <<<"$config"
 }
+equal architecture "$(dpkg --print-architecture)" "$(jq --raw-output .architecture <<<"$config")"
 equal user 65532:65532 "$(setting User)"
 equal ports '8080/tcp 9090/tcp 9100/tcp' "$(setting 'ExposedPorts | keys | join(" ")')"
 equal entrypoint /kmsgate "$(setting 'Entrypoint | join(" ")')"
