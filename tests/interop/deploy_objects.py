@@ -29,6 +29,9 @@ NAME = NAMESPACE = "kmsgate"
 # The API groups of Kubernetes itself.
 OWN = re.compile(r"v1$|(apps|autoscaling|policy|networking\.k8s\.io)/")
 
+# A series that is not of the release alone.
+SERIES = re.compile(r'\b(kmsgate_\w+|up)\b(?!{job="kmsgate",namespace="kmsgate"[,}])')
+
 # Values, over those of examples/cluster.yaml, and a part of what is said of them.
 REFUSED = [
     ({"stores": {}}, "stores"),
@@ -143,6 +146,8 @@ def alerts(readme, path):
             used = set(re.findall(r"\bkmsgate_\w+", alert["expr"]))
             if used - series:
                 sys.exit(f"{alert['alert']}: the README has no {used - series}")
+            if everywhere := SERIES.search(alert["expr"]):
+                sys.exit(f"{alert['alert']}: {everywhere[0]} is of any job in any namespace")
             seen += 1
     if seen < 10:
         sys.exit(f"only {seen} alerts")
