@@ -9,7 +9,7 @@
     configuration FILE           prints kmsgate.toml
     mount FILE DIRECTORY SECRETS…
                                  writes what the pod mounts below DIRECTORY, from those Secrets
-    block PAGE SECTION PART      prints the block of commands in the section that has PART
+    block PAGE SECTION PART      prints the block of commands or values in the section that has PART
 """
 
 import base64
@@ -41,6 +41,21 @@ REFUSED = [
     ({"store": {"kind": "postgres"}}, "kind"),
     ({"store": {"etcd": {"endpoints": []}}}, "endpoints"),
     ({"store": {"etcd": {"secretName": ""}}}, "secretName"),
+    ({"store": {"etcd": {"endpoints": ["http://etcd-0.etcd:2379"]}}}, "endpoints"),
+    ({"store": {"etcd": {"ca": False}}}, "ca"),
+    ({"store": {"etcd": {"prefix": "kmsgate"}}}, "prefix"),
+    ({"store": {"etcd": {"prefix": "kms gate/"}}}, "prefix"),
+    ({"store": {"etcd": {"maxStaleness": "999ms"}}}, "maxStaleness"),
+    ({"store": {"etcd": {"maxStaleness": "61s"}}}, "maxStaleness"),
+    ({"store": {"etcd": {"maxStaleness": "2m"}}}, "maxStaleness"),
+    ({"rootKey": {"file": ""}}, "needs [pkcs11]"),
+    ({"rootKey": {"previous": ["../root.key"]}}, "previous"),
+    ({"credentials": {"tokens": False}}, "nobody is let in"),
+    ({"credentials": {"tokens": False, "policy": True}}, "nobody is let in"),
+    ({"tls": {"clientCa": {"secretName": "clients"}}}, "needs tls.clientCertificates"),
+    ({"resources": {"requests": {"cpu": None}}}, "resources.requests.cpu"),
+    ({"podSecurityContext": {"runAsUser": 0}}, "runAsUser"),
+    ({"networkPolicy": {"dnsPort": 0}}, "dnsPort"),
     ({"config": {"lagSeconds": "5s"}}, "lagSeconds"),
     ({"mesh": "istio"}, "one of them encrypts"),
     ({"tls": {"enabled": False}}, "nothing would encrypt"),
@@ -181,7 +196,7 @@ def mount(path, directory, *secrets):
 
 def block(page, section, part):
     text = Path(page).read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
-    (found,) = (it for it in re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S) if part in it)
+    (found,) = (it for it in re.findall(r"^```\w+\n(.*?)^```$", text, re.M | re.S) if part in it)
     print(found)
 
 

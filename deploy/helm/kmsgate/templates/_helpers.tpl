@@ -32,12 +32,30 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* Whether etcd's Secret is needed. */}}
-{{- define "kmsgate.etcdSecret" -}}
-{{- $etcd := .Values.store.etcd -}}
-{{- if and (eq .Values.store.kind "etcd") (or $etcd.ca $etcd.clientCertificate $etcd.user) -}}
-{{ required "store.etcd.secretName is needed for ca, clientCertificate and user" $etcd.secretName }}
+{{/*
+The Secrets that the pod mounts, as JSON: what each is called below /etc/kmsgate, and in the cluster. Only those
+that kmsgate.toml names files of, for a pod whose Secret is not there does not start.
+*/}}
+{{- define "kmsgate.secrets" -}}
+{{- $secrets := list -}}
+{{- if or .Values.rootKey.file .Values.rootKey.previous -}}
+{{- $secrets = append $secrets (dict "at" "root-key" "name" .Values.rootKey.secretName) -}}
 {{- end -}}
+{{- with .Values.credentials -}}
+{{- if or .tokens .accessKeys .policy -}}
+{{- $secrets = append $secrets (dict "at" "credentials" "name" .secretName) -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.tls.enabled -}}
+{{- $secrets = append $secrets (dict "at" "tls" "name" .Values.tls.secretName) -}}
+{{- with .Values.tls.clientCa.secretName -}}
+{{- $secrets = append $secrets (dict "at" "client-ca" "name" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq .Values.store.kind "etcd" -}}
+{{- $secrets = append $secrets (dict "at" "etcd" "name" .Values.store.etcd.secretName) -}}
+{{- end -}}
+{{- toJson $secrets -}}
 {{- end -}}
 
 {{/* Refuses values that contradict each other. */}}
@@ -50,6 +68,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.enabled) -}}
 {{- fail "tls.certManager.enabled needs tls.enabled" -}}
+{{- end -}}
+{{- if and .Values.tls.clientCa.secretName (eq .Values.tls.clientCertificates "none") -}}
+{{- fail "tls.clientCa needs tls.clientCertificates, or no client is asked for a certificate" -}}
+{{- end -}}
+{{- if not (or .Values.rootKey.file (regexMatch `(?m)^\s*\[pkcs11\]` .Values.config.extra)) -}}
+{{- fail "without rootKey.file, config.extra needs [pkcs11] with a root_key" -}}
+{{- end -}}
+{{- $identities := and (eq .Values.mesh "istio") .Values.istio.identities -}}
+{{- $others := regexMatch `(?m)^\s*\[+auth\.(iam|jwt|mtls)\]` .Values.config.extra -}}
+{{- if not (or .Values.credentials.tokens .Values.credentials.accessKeys $identities $others) -}}
+{{- fail "credentials: without tokens and accessKeys, and without others in config.extra, nobody is let in" -}}
+{{- end -}}
+{{- if and (eq .Values.store.kind "etcd") .Values.autoscaling.enabled (not (dig "requests" "cpu" "" .Values.resources)) -}}
+{{- fail "autoscaling counts in parts of resources.requests.cpu, which is not set" -}}
 {{- end -}}
 {{- end -}}
 

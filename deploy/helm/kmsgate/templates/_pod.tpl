@@ -44,10 +44,11 @@ spec:
   {{- end }}
   securityContext:
     runAsNonRoot: true
-    runAsUser: 65532
-    runAsGroup: 65532
-    # The group of the mounted Secrets: kmsgate refuses files with secrets that others may read.
-    fsGroup: 65532
+    {{- range $name, $id := .Values.podSecurityContext }}
+    {{- if not (kindIs "invalid" $id) }}
+    {{ $name }}: {{ int64 $id }}
+    {{- end }}
+    {{- end }}
     fsGroupChangePolicy: OnRootMismatch
     seccompProfile:
       type: RuntimeDefault
@@ -108,49 +109,30 @@ spec:
         - name: config
           mountPath: /etc/kmsgate/config
           readOnly: true
-        - name: root-key
-          mountPath: /etc/kmsgate/root-key
-          readOnly: true
-        - name: credentials
-          mountPath: /etc/kmsgate/credentials
-          readOnly: true
-        {{- if .Values.tls.enabled }}
-        - name: tls
-          mountPath: /etc/kmsgate/tls
-          readOnly: true
-        {{- end }}
-        {{- if include "kmsgate.etcdSecret" . }}
-        - name: etcd
-          mountPath: /etc/kmsgate/etcd
+        {{- range include "kmsgate.secrets" . | fromJsonArray }}
+        - name: {{ .at }}
+          mountPath: /etc/kmsgate/{{ .at }}
           readOnly: true
         {{- end }}
         {{- if eq .Values.store.kind "sqlite" }}
         - name: data
           mountPath: /var/lib/kmsgate
         {{- end }}
+        {{- with .Values.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
   volumes:
     - name: config
       configMap:
         name: {{ include "kmsgate.fullname" . }}-config
-    - name: root-key
+    {{- range include "kmsgate.secrets" . | fromJsonArray }}
+    - name: {{ .at }}
       secret:
-        secretName: {{ .Values.rootKey.secretName }}
-        defaultMode: 0440
-    - name: credentials
-      secret:
-        secretName: {{ .Values.credentials.secretName }}
-        defaultMode: 0440
-    {{- if .Values.tls.enabled }}
-    - name: tls
-      secret:
-        secretName: {{ .Values.tls.secretName }}
+        secretName: {{ .name }}
         defaultMode: 0440
     {{- end }}
-    {{- with include "kmsgate.etcdSecret" . }}
-    - name: etcd
-      secret:
-        secretName: {{ . }}
-        defaultMode: 0440
+    {{- with .Values.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
     {{- end }}
   {{- if eq .Values.store.kind "etcd" }}
   topologySpreadConstraints:

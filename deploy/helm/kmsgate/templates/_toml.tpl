@@ -16,14 +16,23 @@ realm = {{ $config.realm | toJson }}
 {{- with $config.domainId }}
 domain_id = {{ toJson . }}
 {{- end }}
-root_key_file = "/etc/kmsgate/root-key/root.key"
+{{- with .Values.rootKey.file }}
+root_key_file = {{ printf "/etc/kmsgate/root-key/%s" . | toJson }}
+{{- end }}
+{{- if .Values.rootKey.previous }}
+{{- $files := list }}
+{{- range .Values.rootKey.previous }}
+{{- $files = append $files (printf "/etc/kmsgate/root-key/%s" .) }}
+{{- end }}
+previous_root_key_files = {{ toJson $files }}
+{{- end }}
 {{- if .Values.tls.enabled }}
 
 [tls]
 certificate_file = "/etc/kmsgate/tls/tls.crt"
 private_key_file = "/etc/kmsgate/tls/tls.key"
 {{- if ne .Values.tls.clientCertificates "none" }}
-client_ca_file = "/etc/kmsgate/tls/ca.crt"
+client_ca_file = "/etc/kmsgate/{{ if .Values.tls.clientCa.secretName }}client-ca{{ else }}tls{{ end }}/ca.crt"
 client_certificates = {{ .Values.tls.clientCertificates | toJson }}
 {{- end }}
 {{- end }}
@@ -36,9 +45,7 @@ path = "/var/lib/kmsgate/keys.db"
 {{- with .Values.store.etcd }}
 endpoints = {{ toJson .endpoints }}
 prefix = {{ toJson .prefix }}
-{{- if .ca }}
 ca_file = "/etc/kmsgate/etcd/ca.crt"
-{{- end }}
 {{- if .clientCertificate }}
 certificate_file = "/etc/kmsgate/etcd/tls.crt"
 private_key_file = "/etc/kmsgate/etcd/tls.key"
