@@ -203,13 +203,13 @@ async fn while_the_keys_of_an_issuer_are_not_there_its_callers_may_come_again() 
 }
 
 /// A cluster, and the file with its key.
-struct Issuer {
+pub(crate) struct Issuer {
     dir: TempDir,
-    signer: Signer,
+    pub(crate) signer: Signer,
 }
 
 impl Issuer {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let signer = Signer::p256("k");
         let issuer = Self { dir, signer };
@@ -224,7 +224,7 @@ impl Issuer {
     }
 
     /// A server that lets the accounts `billing` of two namespaces into the projects of their names.
-    async fn world(&self) -> World {
+    pub(crate) async fn world(&self) -> World {
         let path = self.dir.path().join("jwks.json");
         World::with(&Self::settings(&format!("jwks_file = {path:?}"))).await
     }
@@ -250,7 +250,7 @@ impl Issuer {
     }
 }
 
-fn claims(namespace: &str, account: &str) -> Value {
+pub(crate) fn claims(namespace: &str, account: &str) -> Value {
     json!({
         "aud": ["kms"],
         "exp": now() + 3600,
@@ -262,11 +262,11 @@ fn claims(namespace: &str, account: &str) -> Value {
     })
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap().as_secs()
 }
 
-fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     URL_SAFE_NO_PAD.encode(text)
 }

@@ -8,6 +8,7 @@
 //!
 //! "Decision" and "section" in a comment name the rows of the contract that a scenario is for.
 
+mod admission;
 mod alike;
 mod audit;
 mod ciphertexts;

@@ -26,10 +26,23 @@ pub(crate) fn signed(
     path: &str,
     body: &[u8],
 ) -> Face {
+    let now = SystemTime::now();
+    signed_at(face, layout, secret_key, ("POST", path), body, now)
+}
+
+/// The same for another method, or another time.
+pub(crate) fn signed_at(
+    face: &Face,
+    layout: Layout,
+    secret_key: &str,
+    (method, path): (&str, &str),
+    body: &[u8],
+    time: SystemTime,
+) -> Face {
     let (access_key, _) = ACCESS_KEY;
-    let date = date(SystemTime::now());
+    let date = date(time);
     let canonical = format!(
-        "POST\n{path}/\n\ncontent-type:application/json\nhost:{}\nx-sdk-date:{date}\n\n{HEADERS}\n{}",
+        "{method}\n{path}/\n\ncontent-type:application/json\nhost:{}\nx-sdk-date:{date}\n\n{HEADERS}\n{}",
         face.address,
         hex(&Sha256::digest(body)),
     );
