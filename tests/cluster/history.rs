@@ -220,20 +220,28 @@ impl Track {
         restorations.iter().any(|Restoration { save, restore }| {
             let (from, to) = sealed.made;
             let made_between = to >= save.0 && from <= restore.1.saturating_add(MAX_STALENESS);
-            made_between && sealed.version > self.version_before(save.0)
+            made_between && sealed.version > self.version_before(save.0, restorations)
         })
     }
 
-    /// The newest version that someone was told of before this moment.
-    fn version_before(&self, moment: Moment) -> u32 {
-        let entries = self.entries.lock().unwrap();
-        let before = entries
-            .iter()
-            .filter(|entry| entry.to.is_some_and(|to| to < moment));
-        before
-            .filter_map(|entry| version(entry.act))
-            .max()
-            .unwrap_or_default()
+    /// The newest version that was certainly there at this moment. What was told before the store was set
+    /// back counts as far as the copy had it: the same numbers are given anew.
+    fn version_before(&self, moment: Moment, restorations: &[Restoration]) -> u32 {
+        let set_back = restorations.iter();
+        let set_back = set_back.filter(|restoration| restoration.restore.1 < moment);
+        let last = set_back.max_by_key(|restoration| restoration.restore.1);
+        let since = last.map_or(0, |last| last.restore.1);
+        let told = {
+            let entries = self.entries.lock().unwrap();
+            let told = entries
+                .iter()
+                .filter(|entry| entry.from >= since && entry.to.is_some_and(|to| to < moment));
+            let told = told.filter_map(|entry| version(entry.act)).max();
+            told.unwrap_or_default()
+        };
+        // The copy was made before it was set back to, so this ends.
+        let copied = last.map_or(0, |last| self.version_before(last.save.0, restorations));
+        told.max(copied)
     }
 
     /// The newest version that was acknowledged since the store was last set back.
