@@ -32,6 +32,11 @@ pub trait Stopwatch: fmt::Debug + Send + Sync {
     fn elapsed(&self) -> Duration;
 }
 
+/// A time in whole microseconds, the most that there are if it has more.
+pub fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,7 @@ use crate::crypto::pool::{PoolError, Share, briefly};
 use crate::crypto::{OpenKey, Providers, SealedKey, VersionName};
 use crate::domain::cost::Work;
 use crate::domain::key::{Family, KeyId, KeyVersion, ProjectId};
+use crate::domain::time::micros;
 use crate::error::{Error, Kind};
 use crate::service::opening::Opening;
 use crate::store::freshness::{Freshness, Watcher};
@@ -301,10 +302,6 @@ impl Held {
         // In a box of its own, for no call whose key is open has it.
         Ok(Some(Box::pin(opening.open(line, open)).await?))
     }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Where a version stands among a key's. They are counted from 1 without a gap: the store makes sure of

@@ -13,7 +13,7 @@ use crate::crypto::{ProviderError, Providers, SealedKey, VersionName};
 use crate::error::{Error, Kind};
 use crate::service::{Call, Kms, Tries};
 use crate::store::root_keys::RootKeysError;
-use crate::store::{Address, Change, Prefix, Record, StoreError, Versioned};
+use crate::store::{Address, CHUNK, Change, MAX_SEALED, Prefix, Record, StoreError, Versioned};
 
 /// How far a rotation is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,13 +25,6 @@ pub struct Progress {
     /// Those of the done ones that this rotation had to change.
     pub changed: u64,
 }
-
-/// How many records are read at a time, and at most written in one transaction: a store that is a
-/// cluster bounds the parts of one (etcd: 128).
-const CHUNK: usize = 50;
-
-/// The most bytes of sealed keys in one transaction: a cluster bounds these too (etcd: 1.5 MiB).
-const MAX_SEALED: usize = 512 * 1024;
 
 impl Kms {
     /// Puts everything under the first root key, and tells of it as it goes.
@@ -112,7 +105,7 @@ impl Kms {
             match renewed {
                 Ok(None) => {}
                 Ok(Some(change)) => {
-                    let more = sealed(&change);
+                    let more = change.record().map_or(0, Record::sealed_bytes);
                     if size + more > MAX_SEALED && !batch.is_empty() {
                         self.put_renewed(std::mem::take(&mut batch)).await?;
                         size = 0;
@@ -198,14 +191,6 @@ fn renewed(providers: &Providers, found: Versioned) -> Result<Option<Change>, Pr
         Record::Alias(_) | Record::Deletion(_) | Record::Clock(_) | Record::Copy => {}
     }
     Ok(needed.then(|| Change::replace(record, found.revision)))
-}
-
-/// The bytes of sealed keys in a change.
-fn sealed(change: &Change) -> usize {
-    match change.record() {
-        Some(Record::Key(key)) => key.versions.iter().map(|it| it.sealed.len()).sum(),
-        _ => 0,
-    }
 }
 
 impl From<RootKeysError> for Error {

@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::domain::key::RootKeyId;
 use crate::store::root_keys::{RootKeys, RootKeysError};
 use crate::store::{
-    Address, Change, KeyStore, Prefix, Record, Revision, RootKeysRecord, StoreError, Versioned,
+    Address, CHUNK, Change, KeyStore, MAX_SEALED, Prefix, Record, Revision, RootKeysRecord,
+    StoreError, Versioned,
 };
 
 /// How far a copy is, in records.
@@ -30,13 +31,6 @@ pub struct Progress {
     /// Those of the source.
     pub total: u64,
 }
-
-/// How many records are read at a time, and at most written in one transaction: a cluster bounds the
-/// parts of one (etcd: 128).
-const CHUNK: usize = 50;
-
-/// The most bytes of sealed keys in one transaction: a cluster bounds these too (etcd: 1.5 MiB).
-const MAX_SEALED: usize = 512 * 1024;
 
 /// Copies everything of `from` into `to`, which must be empty, or have what an earlier copy left.
 pub async fn copy(
@@ -124,7 +118,7 @@ async fn write(
         let Some(change) = change else {
             continue;
         };
-        let more = change.record().map_or(0, sealed);
+        let more = change.record().map_or(0, Record::sealed_bytes);
         if batch.len() >= CHUNK || size + more > MAX_SEALED && !batch.is_empty() {
             batch.push(ours());
             to.put(std::mem::take(&mut batch)).await?;
@@ -164,14 +158,6 @@ async fn verify(
     }
     tell(*progress);
     Ok(())
-}
-
-/// The bytes of sealed keys in a record.
-fn sealed(record: &Record) -> usize {
-    match record {
-        Record::Key(key) => key.versions.iter().map(|it| it.sealed.len()).sum(),
-        _ => 0,
-    }
 }
 
 /// What two walks have at the next address.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::domain::key::{KeyId, ProjectId};
-use crate::domain::time::Stopwatch;
+use crate::domain::time::{Stopwatch, micros};
 
 /// Is told what others changed.
 pub trait Watcher: Send + Sync {
@@ -79,10 +79,6 @@ impl Freshness {
             _ => Err(Stale),
         }
     }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// It was not proven lately that all changes by others are known.

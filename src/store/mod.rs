@@ -36,6 +36,13 @@ pub mod memory;
 pub mod root_keys;
 pub mod sqlite;
 
+/// How many records those who walk over a whole store read at a time, and at most write in one
+/// transaction: a cluster bounds the parts of one (etcd: 128).
+pub const CHUNK: usize = 50;
+
+/// The most bytes of sealed keys that they write in one: a cluster bounds these too (etcd: 1.5 MiB).
+pub const MAX_SEALED: usize = 512 * 1024;
+
 /// Keeps records.
 #[async_trait]
 pub trait KeyStore: fmt::Debug + Send + Sync {
@@ -171,6 +178,14 @@ pub enum Record {
 }
 
 impl Record {
+    /// The bytes of sealed keys in this record.
+    pub fn sealed_bytes(&self) -> usize {
+        match self {
+            Self::Key(key) => key.versions.iter().map(|it| it.sealed.len()).sum(),
+            _ => 0,
+        }
+    }
+
     /// Where this record belongs. A record at any other address is corrupt.
     pub fn address(&self) -> Address {
         match self {

@@ -210,8 +210,7 @@ impl RootKeys {
     /// is missing here.
     pub async fn look(&self, store: &dyn KeyStore) -> Result<(), RootKeysError> {
         if let Some((record, _)) = self.read(store).await? {
-            let listed = u64::try_from(record.root_keys.len()).unwrap_or(u64::MAX);
-            self.listed.store(listed, Ordering::Relaxed);
+            self.count(&record);
             self.has_all(&record.root_keys)?;
         }
         Ok(())
@@ -241,9 +240,13 @@ impl RootKeys {
         }
     }
 
-    fn saw(&self, record: &RootKeysRecord, revision: Revision) {
+    fn count(&self, record: &RootKeysRecord) {
         let listed = u64::try_from(record.root_keys.len()).unwrap_or(u64::MAX);
         self.listed.store(listed, Ordering::Relaxed);
+    }
+
+    fn saw(&self, record: &RootKeysRecord, revision: Revision) {
+        self.count(record);
         self.seen.store(revision.0, Ordering::Release);
     }
 }
