@@ -41,6 +41,10 @@ pub(crate) struct Key {
     pub(crate) life: Life,
     /// The version that encrypts, from 1; 0 while there is no key.
     pub(crate) version: u32,
+    /// The number of its name. No name is given twice.
+    pub(crate) alias: u64,
+    /// The number of its description; 0 while it has none.
+    pub(crate) description: u64,
 }
 
 impl Key {
@@ -48,13 +52,16 @@ impl Key {
     pub(crate) const NONE: Self = Self {
         life: Life::Absent,
         version: 0,
+        alias: 0,
+        description: 0,
     };
 }
 
 /// What was done, or seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Act {
-    Create,
+    /// With this name.
+    Create(u64),
     Enable,
     Disable,
     /// Deletion was scheduled.
@@ -63,6 +70,10 @@ pub(crate) enum Act {
     Cancel,
     /// To this version, if the caller was told.
     Rotate(Option<u32>),
+    /// It got this name.
+    Rename(u64),
+    /// It got this description.
+    Redescribe(u64),
     /// The store was copied.
     Save,
     /// The copy was put in the place of the store.
@@ -108,12 +119,14 @@ struct State {
 impl Act {
     /// The state after this, if it can happen in `state`.
     fn apply(self, state: State) -> Option<State> {
-        let Key { life, version } = state.now;
-        let moved = |life| Some(Key { life, version });
+        let Key { life, version, .. } = state.now;
+        let moved = |life| Some(Key { life, ..state.now });
         let now = match (self, life) {
-            (Self::Create, Life::Absent) => Some(Key {
+            (Self::Create(alias), Life::Absent) => Some(Key {
                 life: Life::Enabled,
                 version: 1,
+                alias,
+                description: 0,
             }),
             (Self::Enable, Life::Disabled) => moved(Life::Enabled),
             (Self::Disable, Life::Enabled) => moved(Life::Disabled),
@@ -122,10 +135,17 @@ impl Act {
             (Self::Rotate(told), Life::Enabled) => {
                 let next = version + 1;
                 told.is_none_or(|told| told == next).then_some(Key {
-                    life,
                     version: next,
+                    ..state.now
                 })
             }
+            (Self::Rename(alias), Life::Enabled | Life::Disabled) => {
+                Some(Key { alias, ..state.now })
+            }
+            (Self::Redescribe(description), Life::Enabled | Life::Disabled) => Some(Key {
+                description,
+                ..state.now
+            }),
             (Self::Save, _) => {
                 return Some(State {
                     saved: state.now,
@@ -134,8 +154,9 @@ impl Act {
             }
             (Self::Restore, _) => Some(state.saved),
             (Self::Saw(seen), _) => seen.fits(state.now).then_some(state.now),
-            (Self::Create | Self::Enable | Self::Disable, _)
-            | (Self::Schedule | Self::Cancel | Self::Rotate(_), _) => None,
+            (Self::Create(_) | Self::Enable | Self::Disable, _)
+            | (Self::Schedule | Self::Cancel | Self::Rotate(_), _)
+            | (Self::Rename(_) | Self::Redescribe(_), _) => None,
         };
         now.map(|now| State { now, ..state })
     }
@@ -390,15 +411,19 @@ impl<'a> Search<'a> {
 mod tests {
     use super::*;
 
-    const ENABLED_1: Seen = Seen::Exactly(Key {
+    const NEW: Key = Key {
         life: Life::Enabled,
         version: 1,
-    });
+        alias: 7,
+        description: 0,
+    };
+
+    const ENABLED_1: Seen = Seen::Exactly(NEW);
 
     #[test]
     fn calls_one_after_another_are_as_a_key_moves() {
         good(&[
-            did(0, 1, Act::Create),
+            did(0, 1, Act::Create(7)),
             saw(2, 3, ENABLED_1),
             did(4, 5, Act::Rotate(Some(2))),
             saw(6, 7, Seen::EncryptsWith(2)),
@@ -415,12 +440,12 @@ mod tests {
 
     #[test]
     fn what_was_acknowledged_is_seen_afterwards() {
-        let disabled = [did(0, 1, Act::Create), did(2, 3, Act::Disable)];
+        let disabled = [did(0, 1, Act::Create(7)), did(2, 3, Act::Disable)];
         bad(&disabled, saw(4, 5, ENABLED_1));
         bad(&disabled, did(4, 5, Act::Disable));
         bad(&disabled, saw(4, 5, Seen::EncryptsWith(1)));
         bad(&disabled, did(4, 5, Act::Rotate(Some(2))));
-        let rotated = [did(0, 1, Act::Create), did(2, 3, Act::Rotate(Some(2)))];
+        let rotated = [did(0, 1, Act::Create(7)), did(2, 3, Act::Rotate(Some(2)))];
         bad(&rotated, saw(4, 5, Seen::EncryptsWith(1)));
         bad(&rotated, saw(4, 5, Seen::Lacks(2)));
         bad(&rotated, did(4, 5, Act::Rotate(Some(2))));
@@ -428,8 +453,31 @@ mod tests {
     }
 
     #[test]
+    fn a_key_has_the_name_and_the_description_that_it_got_last() {
+        let key = |alias, description| {
+            Seen::Exactly(Key {
+                alias,
+                description,
+                ..NEW
+            })
+        };
+        let renamed = [
+            did(0, 1, Act::Create(7)),
+            saw(2, 3, key(7, 0)),
+            did(4, 5, Act::Rename(8)),
+            did(6, 7, Act::Redescribe(9)),
+        ];
+        good(&[&renamed[..], &[saw(8, 9, key(8, 9))]].concat());
+        bad(&renamed, saw(8, 9, key(7, 9)));
+        bad(&renamed, saw(8, 9, key(8, 0)));
+        let scheduled = [did(0, 1, Act::Create(7)), did(2, 3, Act::Schedule)];
+        bad(&scheduled, did(4, 5, Act::Rename(8)));
+        bad(&scheduled, did(4, 5, Act::Redescribe(9)));
+    }
+
+    #[test]
     fn calls_at_the_same_time_may_come_in_either_order() {
-        let both = [did(0, 1, Act::Create), did(2, 6, Act::Disable)];
+        let both = [did(0, 1, Act::Create(7)), did(2, 6, Act::Disable)];
         good(&[both[0], both[1], saw(3, 4, ENABLED_1)]);
         good(&[both[0], both[1], saw(3, 4, Seen::Is(Life::Disabled))]);
         // Who has seen the later state does not see the earlier one again.
@@ -441,7 +489,7 @@ mod tests {
 
     #[test]
     fn one_of_two_equal_changes_succeeds() {
-        let create = did(0, 1, Act::Create);
+        let create = did(0, 1, Act::Create(7));
         let refused = saw(2, 5, Seen::IsNot(Life::Enabled));
         good(&[create, did(2, 5, Act::Disable), refused]);
         bad(&[create, did(2, 5, Act::Disable)], did(2, 6, Act::Disable));
@@ -450,7 +498,7 @@ mod tests {
 
     #[test]
     fn a_call_of_unknown_outcome_was_done_or_not_or_is_done_later() {
-        let begun = [did(0, 1, Act::Create), unknown(2, Act::Disable)];
+        let begun = [did(0, 1, Act::Create(7)), unknown(2, Act::Disable)];
         good(&[begun[0], begun[1], saw(10, 11, ENABLED_1)]);
         let disabled = saw(10, 11, Seen::Is(Life::Disabled));
         good(&[begun[0], begun[1], saw(5, 6, ENABLED_1), disabled]);
@@ -468,7 +516,7 @@ mod tests {
 
     #[test]
     fn a_rotation_of_unknown_outcome_may_have_made_a_version() {
-        let begun = [did(0, 1, Act::Create), unknown(2, Act::Rotate(None))];
+        let begun = [did(0, 1, Act::Create(7)), unknown(2, Act::Rotate(None))];
         good(&[begun[0], begun[1], did(3, 4, Act::Rotate(Some(2)))]);
         good(&[begun[0], begun[1], did(3, 4, Act::Rotate(Some(3)))]);
         bad(&begun, did(3, 4, Act::Rotate(Some(4))));
@@ -476,7 +524,7 @@ mod tests {
 
     #[test]
     fn a_look_that_may_be_old_reaches_back_as_far_as_its_time_does() {
-        let disabled = [did(0, 10, Act::Create), did(20, 30, Act::Disable)];
+        let disabled = [did(0, 10, Act::Create(7)), did(20, 30, Act::Disable)];
         good(&[disabled[0], disabled[1], saw(30, 90, Seen::EncryptsWith(1))]);
         bad(&disabled, saw(31, 90, Seen::EncryptsWith(1)));
     }
@@ -484,7 +532,7 @@ mod tests {
     #[test]
     fn a_store_that_is_set_back_is_as_it_was_saved() {
         let history = [
-            did(0, 1, Act::Create),
+            did(0, 1, Act::Create(7)),
             did(2, 3, Act::Rotate(Some(2))),
             did(4, 5, Act::Save),
             did(6, 7, Act::Rotate(Some(3))),
@@ -504,7 +552,7 @@ mod tests {
     fn a_key_that_was_made_after_the_copy_is_gone_with_it() {
         let history = [
             did(0, 1, Act::Save),
-            did(2, 3, Act::Create),
+            did(2, 3, Act::Create(7)),
             did(4, 5, Act::Restore),
         ];
         let gone = saw(6, 7, Seen::Is(Life::Absent));
@@ -514,7 +562,7 @@ mod tests {
 
     #[test]
     fn many_calls_of_unknown_outcome_are_searched_in_a_moment() {
-        let mut history = vec![did(0, 1, Act::Create)];
+        let mut history = vec![did(0, 1, Act::Create(7))];
         for round in 1..40 {
             let start = round * 100;
             history.push(unknown(start, Act::Disable));

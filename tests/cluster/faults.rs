@@ -22,6 +22,7 @@ pub(crate) enum Fault {
     SlowReplica,
     SlowMember,
     SlowCallers,
+    FillDatabase,
     FillDisk,
     JumpClock,
     MoveLeader,
@@ -44,6 +45,7 @@ impl Fault {
         Self::SlowReplica,
         Self::SlowMember,
         Self::SlowCallers,
+        Self::FillDatabase,
         Self::FillDisk,
         Self::JumpClock,
         Self::MoveLeader,
@@ -67,7 +69,8 @@ impl Fault {
             Self::SlowReplica => "slow links from a replica to the members",
             Self::SlowMember => "slow links between a member and the others",
             Self::SlowCallers => "a slow link from callers to a replica",
-            Self::FillDisk => "etcd's space is full",
+            Self::FillDatabase => "etcd's database is as large as it may be",
+            Self::FillDisk => "no space left on a disk",
             Self::JumpClock => "a replica's clock jumps by an hour, and back",
             Self::MoveLeader => "another member leads",
             Self::Compact => "compaction to the present revision",
@@ -83,6 +86,7 @@ impl Fault {
                 | Self::PauseReplica
                 | Self::CutCallers
                 | Self::SlowCallers
+                | Self::FillDisk
                 | Self::JumpClock
         )
     }
@@ -90,7 +94,7 @@ impl Fault {
     /// Whether it can be made while something else is wrong: those cannot that ask all members for
     /// something.
     const fn combines(self) -> bool {
-        !matches!(self, Self::FillDisk | Self::Restore)
+        !matches!(self, Self::FillDatabase | Self::Restore)
     }
 }
 
@@ -188,6 +192,17 @@ impl Round {
                 link.tear();
             }
         }
+        for disk in cluster.disks() {
+            disk.make_room();
+        }
+        // A member of etcd ends when it cannot write.
+        if self.faults.contains(&Fault::FillDisk) {
+            for member in &cluster.members {
+                if member.process.ended_by_itself().is_some() {
+                    member.process.kill();
+                }
+            }
+        }
         for process in cluster.processes() {
             process.resume();
             process.start();
@@ -195,7 +210,7 @@ impl Round {
         for replica in &cluster.replicas {
             replica.set_clock("+0");
         }
-        if self.faults.contains(&Fault::FillDisk) {
+        if self.faults.contains(&Fault::FillDatabase) {
             cluster.make_room();
         }
     }
@@ -257,7 +272,11 @@ fn make(fault: Fault, leader: Option<usize>, cluster: &Cluster, random: &mut Ran
             }
         }
         Fault::SlowCallers => cluster.to_replica[replica].slow_down(random.millis(20..800)),
-        Fault::FillDisk => return cluster.fill(),
+        Fault::FillDatabase => return cluster.fill(),
+        Fault::FillDisk => match cluster.members.get(member) {
+            Some(member) => member.disk.fill(),
+            None => cluster.replicas[replica].disk.fill(),
+        },
         Fault::JumpClock => {
             let offset = if random.percent(50) { "+1h" } else { "-1h" };
             cluster.replicas[replica].set_clock(offset);

@@ -93,8 +93,14 @@ impl Book {
         BEGIN
     }
 
-    /// Adds a key that was made.
-    pub(crate) fn add(&self, id: &str, made_of: Spec, made: (Moment, Moment)) -> Arc<Track> {
+    /// Adds a key that was made with this name.
+    pub(crate) fn add(
+        &self,
+        id: &str,
+        made_of: Spec,
+        alias: u64,
+        made: (Moment, Moment),
+    ) -> Arc<Track> {
         let track = Arc::new(Track {
             id: id.to_owned(),
             made_of,
@@ -102,7 +108,7 @@ impl Book {
             sealed: Mutex::default(),
             public_key: Mutex::default(),
         });
-        track.did(made, Act::Create);
+        track.did(made, Act::Create(alias));
         self.keys.lock().unwrap().push(Arc::clone(&track));
         let known = Arc::clone(&track);
         let before = self.by_id.lock().unwrap().insert(id.to_owned(), known);
@@ -252,7 +258,7 @@ impl Track {
         let rotated = since
             .filter(|entry| entry.to.is_some())
             .map(|entry| match entry.act {
-                Act::Create => 1,
+                Act::Create(_) => 1,
                 Act::Rotate(version) => version.unwrap_or_default(),
                 _ => 0,
             });
@@ -356,7 +362,7 @@ pub(crate) struct Stop {
 /// A version that there is for certain when this has been told.
 fn version(act: Act) -> Option<u32> {
     match act {
-        Act::Create => Some(1),
+        Act::Create(_) => Some(1),
         Act::Rotate(version) => version,
         Act::Saw(Seen::Exactly(key)) => Some(key.version),
         Act::Saw(Seen::EncryptsWith(version) | Seen::Has(version)) => Some(version),

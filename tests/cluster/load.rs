@@ -39,7 +39,8 @@ const SOON: Duration = Duration::from_secs(1);
 pub(crate) struct Callers {
     clients: Vec<Client>,
     pub(crate) book: Arc<Book>,
-    aliases: Arc<AtomicU64>,
+    /// The last number that a name or a description got.
+    numbers: Arc<AtomicU64>,
     /// How long they wait for an answer.
     limit: Duration,
 }
@@ -90,6 +91,10 @@ pub(crate) enum Change {
     Schedule,
     Cancel,
     Rotate,
+    /// To the name of this number, which no key has had.
+    Rename(u64),
+    /// To the description of this number.
+    Redescribe(u64),
 }
 
 impl Callers {
@@ -112,7 +117,7 @@ impl Callers {
         Self {
             clients: replicas.iter().map(client).collect(),
             book: Arc::new(Book::new()),
-            aliases: Arc::default(),
+            numbers: Arc::default(),
             limit: LIMIT,
         }
     }
@@ -132,7 +137,7 @@ impl Callers {
 
     /// Makes a key, if the replica does.
     pub(crate) async fn create(&self, replica: usize, made_of: Spec) -> Option<Arc<Track>> {
-        match self.create_as(replica, made_of, &self.alias()).await {
+        match self.create_as(replica, made_of, self.number()).await {
             Created::Key(key) => Some(key),
             Created::Taken => {
                 self.wrong(replica, "create: a new alias is taken");
@@ -144,19 +149,25 @@ impl Callers {
 
     /// Makes a key at two replicas at once under one alias, which one of them may have.
     async fn create_twice(&self, replicas: [usize; 2], made_of: Spec) -> Option<Arc<Track>> {
-        let alias = self.alias();
+        let alias = self.number();
         let [one, other] = replicas;
         let both = tokio::join!(
-            self.create_as(one, made_of, &alias),
-            self.create_as(other, made_of, &alias),
+            self.create_as(one, made_of, alias),
+            self.create_as(other, made_of, alias),
         );
         match both {
             (Created::Key(_), Created::Key(_)) => {
-                self.wrong(one, &format!("create: replica {other} made {alias} too"));
+                self.wrong(
+                    one,
+                    &format!("create: replica {other} made {} too", name(alias)),
+                );
                 None
             }
             (Created::Taken, Created::Taken) => {
-                self.wrong(one, &format!("create: neither it nor {other} made {alias}"));
+                self.wrong(
+                    one,
+                    &format!("create: neither it nor {other} made {}", name(alias)),
+                );
                 None
             }
             (Created::Key(key), _) | (_, Created::Key(key)) => Some(key),
@@ -164,9 +175,9 @@ impl Callers {
         }
     }
 
-    async fn create_as(&self, replica: usize, made_of: Spec, alias: &str) -> Created {
+    async fn create_as(&self, replica: usize, made_of: Spec, alias: u64) -> Created {
         let message = pb::CreateKeyRequest {
-            key_alias: alias.to_owned(),
+            key_alias: name(alias),
             key_spec: match made_of {
                 Spec::Aes256 => pb::KeySpec::Aes256,
                 Spec::Rsa2048 => pb::KeySpec::Rsa2048,
@@ -182,7 +193,7 @@ impl Callers {
         match ended.outcome {
             Outcome::Done(answer) => {
                 let id = answer.key_info.unwrap().key_id;
-                Created::Key(self.book.add(&id, made_of, ended.when))
+                Created::Key(self.book.add(&id, made_of, alias, ended.when))
             }
             Outcome::Refused(Kind::DuplicateAlias) => Created::Taken,
             Outcome::Refused(kind) => {
@@ -193,9 +204,9 @@ impl Callers {
         }
     }
 
-    /// One that no key has.
-    fn alias(&self) -> String {
-        format!("key-{}", self.aliases.fetch_add(1, Ordering::Relaxed))
+    /// A number that nothing has.
+    fn number(&self) -> u64 {
+        1 + self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// What a replica's wall clock says, in milliseconds since 1970, if it tells.
@@ -351,6 +362,26 @@ impl Callers {
                 let ended = self.ask("rotate", replica, message, call).await;
                 ended.map(|answer| Act::Rotate(Some(answer.key_version)))
             }
+            Change::Rename(alias) => {
+                let message = pb::UpdateKeyAliasRequest {
+                    key_id,
+                    key_alias: name(alias),
+                    ..pb::UpdateKeyAliasRequest::default()
+                };
+                let call = async move |request| client.keys.update_key_alias(request).await;
+                let ended = self.ask("rename", replica, message, call).await;
+                ended.map(|_| Act::Rename(alias))
+            }
+            Change::Redescribe(description) => {
+                let message = pb::UpdateKeyDescriptionRequest {
+                    key_id,
+                    key_description: description.to_string(),
+                    ..pb::UpdateKeyDescriptionRequest::default()
+                };
+                let call = async move |request| client.keys.update_key_description(request).await;
+                let ended = self.ask("describe anew", replica, message, call).await;
+                ended.map(|_| Act::Redescribe(description))
+            }
         };
         match ended.outcome {
             Outcome::Done(act) => {
@@ -379,6 +410,8 @@ impl Callers {
                     Change::Schedule => Act::Schedule,
                     Change::Cancel => Act::Cancel,
                     Change::Rotate => Act::Rotate(None),
+                    Change::Rename(alias) => Act::Rename(alias),
+                    Change::Redescribe(description) => Act::Redescribe(description),
                 };
                 key.may_have(ended.when.0, act);
                 Told::Nothing
@@ -564,10 +597,25 @@ fn told(details: &pb::KeyDetails) -> Key {
         pb::KeyState::PendingDeletion => Life::Pending,
         other => panic!("no key here is {other:?}"),
     };
+    let number = |text: &str| text.trim_start_matches(NAME).parse();
+    let description = match &*details.key_description {
+        "" => Ok(0),
+        text => number(text),
+    };
     Key {
         life,
         version: details.key_version,
+        alias: number(&details.key_alias).unwrap(),
+        description: description.unwrap(),
     }
+}
+
+/// What every name begins with.
+const NAME: &str = "key-";
+
+/// The name of this number.
+fn name(alias: u64) -> String {
+    format!("{NAME}{alias}")
 }
 
 /// One key that is never changed, asked for at every replica all the time: how long does a replica not
@@ -771,12 +819,14 @@ async fn step(callers: &Callers, key: &Track, random: &mut Random) -> bool {
         44..62 if key.made_of == Spec::Aes256 => Change::Rotate,
         62..67 => Change::Schedule,
         67..76 => Change::Cancel,
-        76..83 => {
+        76..79 => Change::Rename(callers.number()),
+        79..81 => Change::Redescribe(callers.number()),
+        81..86 => {
             let marker = i32::try_from(random.below(100)).unwrap();
             callers.list(replica, marker).await;
             return false;
         }
-        83..88 => {
+        86..90 => {
             callers.public_key(replica, key).await;
             return false;
         }
@@ -817,6 +867,11 @@ async fn at_once(
             };
             for replica in replicas {
                 callers.decrypt(replica, key, newest).await;
+            }
+        }
+        Change::Rename(_) | Change::Redescribe(_) => {
+            for replica in replicas {
+                callers.describe(replica, key).await;
             }
         }
         Change::Disable | Change::Schedule | Change::Cancel => {}

@@ -9,6 +9,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as Port};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,65 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How large etcd's database may get, so that it can be filled.
 const QUOTA: u64 = 24 * 1024 * 1024;
+
+/// How large a disk is. A member keeps a few files of 64 MB for its log, and its database.
+const DISK: &str = "768m";
+
+/// A disk that can be filled, and holds what one process writes.
+#[derive(Debug)]
+pub(crate) struct Disk(PathBuf);
+
+impl Disk {
+    /// Mounts one at this place. It is gone when the run is, for the run has mounts of its own.
+    fn mount(at: PathBuf) -> Self {
+        fs::create_dir(&at).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args([
+            "-t",
+            "tmpfs",
+            "-o",
+            &format!("size={DISK},mode=0700"),
+            "disk",
+        ]);
+        assert!(mount.arg(&at).status().unwrap().success(), "a mount");
+        Self(at)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path("filler")
+    }
+
+    /// Fills it to the last byte.
+    pub(crate) fn fill(&self) {
+        let mut filler = File::create(self.filler()).unwrap();
+        let mut length = 1024 * 1024;
+        let zeros = vec![0; length];
+        while length > 0 {
+            match filler.write(&zeros[..length]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => length /= 2,
+                Err(error) => panic!("{}: {error}", self.0.display()),
+            }
+        }
+    }
+
+    /// Makes room again.
+    pub(crate) fn make_room(&self) {
+        let _ = fs::remove_file(self.filler());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let mut umount = Command::new("umount");
+        let umounted = umount.arg("--lazy").arg(&self.0).status().unwrap();
+        assert!(umounted.success(), "umount {}", self.0.display());
+    }
+}
 
 /// A program that is started again when it has been killed.
 #[derive(Debug)]
@@ -159,6 +219,8 @@ pub(crate) struct Member {
     peer: SocketAddr,
     /// Where other members find it.
     advertised: SocketAddr,
+    /// Where its data is.
+    pub(crate) disk: Disk,
     data: PathBuf,
 }
 
@@ -170,6 +232,8 @@ pub(crate) struct Replica {
     pub(crate) proxy: SocketAddr,
     /// Where it serves itself.
     pub(crate) grpc: SocketAddr,
+    /// Where its keys are, without members.
+    pub(crate) disk: Disk,
     /// What its clock adds to the machine's, in libfaketime's words.
     clock: PathBuf,
 }
@@ -250,8 +314,10 @@ impl Cluster {
             let (listener, advertised) = proxy::listener().await;
             listeners.push(listener);
             let process = Process::new(format!("member-{number}"), &programs.etcd, &self.run);
+            let disk = Disk::mount(self.run.join(&process.name));
             self.members.push(Member {
-                data: self.run.join(&process.name),
+                data: disk.path("data"),
+                disk,
                 process,
                 client: ports.next(),
                 peer: ports.next(),
@@ -286,6 +352,9 @@ impl Cluster {
                 // Old revisions would fill it; a fault of its own goes further.
                 "--auto-compaction-mode=revision".to_owned(),
                 "--auto-compaction-retention=5000".to_owned(),
+                // Who was away for a while gets the whole database, and logs stay short.
+                "--snapshot-count=2000".to_owned(),
+                "--max-wals=2".to_owned(),
                 "--logger=zap".to_owned(),
                 "--log-outputs=stderr".to_owned(),
             ];
@@ -327,10 +396,16 @@ impl Cluster {
 
             let mut process =
                 Process::new(format!("replica-{number}"), &programs.kmsgate, &self.run);
+            let disk = Disk::mount(self.run.join(&process.name));
             let config = self.run.join(format!("{}.toml", process.name));
             let run = self.run.display();
             let store = if endpoints.is_empty() {
-                format!("kind = \"sqlite\"\npath = \"{run}/keys.db\"")
+                format!(
+                    "kind = \"sqlite\"\npath = {:?}\n\
+                     [audit]\nkind = \"file\"\npath = {:?}",
+                    disk.path("keys.db"),
+                    disk.path("audit.jsonl"),
+                )
             } else {
                 let bound = programs.max_staleness.as_deref().unwrap_or("3s");
                 format!("kind = \"etcd\"\nendpoints = {endpoints:?}\nmax_staleness = \"{bound}\"")
@@ -351,6 +426,7 @@ impl Cluster {
                 process,
                 proxy,
                 grpc,
+                disk,
                 clock,
             };
             replica.set_clock("+0");
@@ -362,6 +438,12 @@ impl Cluster {
     pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
         let members = self.members.iter().map(|member| &member.process);
         members.chain(self.replicas.iter().map(|replica| &replica.process))
+    }
+
+    /// Every disk.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = &Disk> {
+        let members = self.members.iter().map(|member| &member.disk);
+        members.chain(self.replicas.iter().map(|replica| &replica.disk))
     }
 
     /// Every link.
