@@ -47,7 +47,7 @@ use kmsgate::grpc::pb::encrypt_data_request::Plaintext as Text;
 use kmsgate::server::SystemClock;
 use kmsgate::service::keyring::Keyring;
 use kmsgate::service::limits::Limits;
-use kmsgate::service::{Context, Decrypt, Decrypted, Encrypt, Kms};
+use kmsgate::service::{Context, Decrypt, Decrypted, Encrypt, Kms, Listings};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::memory::Memory;
 use kmsgate::store::root_keys::RootKeys;
@@ -272,6 +272,7 @@ async fn no_secret_is_printed_for_debugging() {
         root_keys: Arc::new(RootKeys::new(Root::id(&*root), Vec::new())),
         backup: None,
         keyring: Arc::new(Keyring::new(8)),
+        listings: Listings::default(),
         pool: Arc::new(Pool::new(1, 1).unwrap()),
         policy: Policy::default(),
         limits: Limits::default(),

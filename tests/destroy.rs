@@ -21,7 +21,7 @@ use kmsgate::domain::time::{Clock, Timestamp};
 use kmsgate::error::{Error, Kind};
 use kmsgate::service::keyring::Keyring;
 use kmsgate::service::limits::Limits;
-use kmsgate::service::{Call, Context, Decrypt, Encrypt, Kms, NewKey, Sweep};
+use kmsgate::service::{Call, Context, Decrypt, Encrypt, Kms, Listings, NewKey, Sweep};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::root_keys::RootKeys;
 use kmsgate::store::sqlite::Sqlite;
@@ -281,6 +281,7 @@ impl House {
             root_keys: Arc::new(RootKeys::new(Root::id(&*root), Vec::new())),
             backup: None,
             keyring: Arc::new(Keyring::new(100)),
+            listings: Listings::default(),
             pool: Arc::new(Pool::new(1, 8).unwrap()),
             policy: Policy::default(),
             limits: Limits::default(),

@@ -22,7 +22,7 @@ use kmsgate::domain::time::{Clock, Timestamp};
 use kmsgate::error::{Error, Kind};
 use kmsgate::service::keyring::Keyring;
 use kmsgate::service::limits::Limits;
-use kmsgate::service::{Call, Context, Encrypt, Kms, NewKey};
+use kmsgate::service::{Call, Context, Encrypt, Kms, Listings, NewKey};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::memory::Memory;
 use kmsgate::store::root_keys::RootKeys;
@@ -100,6 +100,7 @@ fn kms(root: Arc<RootKey>, store: Arc<Slow>) -> Kms {
         backup: None,
         providers: Arc::new(Providers::from(RustCrypto::new(root))),
         keyring: Arc::new(Keyring::new(8)),
+        listings: Listings::default(),
         pool: Arc::new(Pool::new(1, 8).unwrap()),
         policy: Policy::default(),
         limits: Limits::default(),

@@ -55,6 +55,7 @@ macro_rules! battery {
                 a_listing_stays_in_its_prefix
                 a_listing_goes_on_where_a_record_was_erased
                 a_listing_of_everything_leaves_nothing_out
+                a_mark_is_another_after_every_change_of_a_key_of_the_project
                 a_kept_record_stays_as_it_is_and_must_be_as_expected
                 a_record_at_another_address_is_never_stored
                 a_record_swapped_between_ids_does_not_open
@@ -675,6 +676,43 @@ async fn a_listing_of_everything_leaves_nothing_out(fixture: impl Fixture) {
         }
         assert_eq!(seen, records, "pages of {limit}");
     }
+}
+
+async fn a_mark_is_another_after_every_change_of_a_key_of_the_project(fixture: impl Fixture) {
+    let store = fixture.store();
+    let mark = async || store.mark(&project("p")).await.unwrap().unwrap();
+    let mut marks = vec![mark().await];
+    let first = create(store, &key("p", 1)).await;
+    marks.push(mark().await);
+    let replace = Change::replace(Record::Key(key("p", 1)), first);
+    let second = store.put(vec![replace]).await.unwrap();
+    marks.push(mark().await);
+    let erase = Change::erase(address(&key("p", 1)), second);
+    store.put(vec![erase.clone()]).await.unwrap();
+    marks.push(mark().await);
+    for (place, mark) in marks.iter().enumerate() {
+        assert!(!marks[..place].contains(mark), "{place}");
+    }
+    // Not after what changes none: a conflict, a read, another project, another record, a look.
+    assert_conflict(store.put(vec![erase]).await);
+    list(store, "p").await;
+    let other = create(store, &key("p-2", 1)).await;
+    store
+        .put(vec![Change::create(alias("p", 1))])
+        .await
+        .unwrap();
+    let keep = Change::keep(address(&key("p-2", 1)), other);
+    let another = Change::create(alias("p-2", 1));
+    store.put(vec![keep, another]).await.unwrap();
+    assert_eq!(mark().await, marks[3]);
+    assert_eq!(
+        store
+            .list(&Prefix::Everything, None, 100)
+            .await
+            .unwrap()
+            .len(),
+        3
+    );
 }
 
 async fn a_kept_record_stays_as_it_is_and_must_be_as_expected(fixture: impl Fixture) {

@@ -17,10 +17,10 @@ use crate::machine::resident;
 use crate::server::{self, Launch, Server};
 
 /// How many keys are asked for at once, so that the store can write many in one transaction.
-const CALLERS: u32 = 64;
+const CALLERS: usize = 64;
 
 /// How long a server is left alone before its memory is read.
-const IDLE: Duration = Duration::from_secs(1);
+pub(crate) const IDLE: Duration = Duration::from_secs(1);
 
 /// One line of the table.
 pub(crate) struct Start {
@@ -57,7 +57,7 @@ pub(crate) async fn starts(
     };
 
     let server = Server::kmsgate(binary, directory.path(), launch)?;
-    let creation = create(&server, keys).await?;
+    let creation = create(&server, keys, CALLERS).await?;
     server.stop()?;
     let (ready_after, full) = restarts(binary, directory.path(), launch, starts)?;
     let many = Start {
@@ -94,20 +94,20 @@ fn restarts(
     Ok((ready_after, memory))
 }
 
-/// Makes `count` keys; returns how long that took.
-async fn create(server: &Server, count: u32) -> Outcome<Duration> {
+/// Makes `count` keys, `at_once` at a time; returns how long that took.
+pub(crate) async fn create(server: &Server, count: u32, at_once: usize) -> Outcome<Duration> {
     let channel = Endpoint::from_shared(format!("http://{}", server.grpc))?
         .connect()
         .await?;
     let token: MetadataValue<Ascii> = server.token.parse()?;
     let began = Instant::now();
     let mut callers = JoinSet::new();
-    for caller in 0..CALLERS {
+    for caller in 0..at_once {
         let mut client = KeyServiceClient::new(channel.clone());
         let token = token.clone();
         let project_id = server.project.clone();
         callers.spawn(async move {
-            for number in (caller..count).step_by(CALLERS as usize) {
+            for number in (0..count).skip(caller).step_by(at_once) {
                 let mut request = Request::new(CreateKeyRequest {
                     project_id: project_id.clone(),
                     key_alias: format!("bench-{number}"),

@@ -24,6 +24,7 @@ mod echo;
 mod keys;
 mod load;
 mod machine;
+mod many;
 mod overload;
 mod report;
 mod server;
@@ -104,8 +105,9 @@ struct Args {
     face: Vec<Face>,
 
     /// What to measure: EncryptData under AES-256, RSA and SM2 beside their primitives, AES-256 while RSA_4096 has the
-    /// processor busy, start to ready. Besides, `overload`: more asked for than can be done, or than a limit allows; and
-    /// `flat`: memory over very many operations, which takes minutes.
+    /// processor busy, start to ready. Besides, `overload`: more asked for than can be done, or than a limit allows;
+    /// `flat`: memory over very many operations, which takes minutes; and `many`: very many keys in etcd, which takes
+    /// minutes and needs the program `etcd`.
     #[arg(
         long,
         value_delimiter = ',',
@@ -129,6 +131,10 @@ struct Args {
         default_value_if("quick", "true", "3")
     )]
     starts: u16,
+
+    /// How many keys `many` makes.
+    #[arg(long, default_value = "1000000")]
+    many_keys: u32,
 
     /// How many operations `flat` makes.
     #[arg(long, default_value = "10000000")]
@@ -173,6 +179,7 @@ enum Part {
     Start,
     Overload,
     Flat,
+    Many,
 }
 
 /// How many calls in flight find the rate whose half is offered beside RSA.
@@ -249,6 +256,9 @@ fn measure(args: &Args) -> Outcome<()> {
         }
         if args.part.contains(&Part::Flat) {
             flat(args, &cores).await?;
+        }
+        if args.part.contains(&Part::Many) {
+            many(args, &cores).await?;
         }
         Ok(())
     })
@@ -395,6 +405,16 @@ async fn flat(args: &Args, cores: &Cores) -> Outcome<()> {
         rows.push((done, machine::resident(subject.pid())?));
     }
     print!("{}", report::flat(&rows));
+    Ok(())
+}
+
+/// A store with very many keys.
+async fn many(args: &Args, cores: &Cores) -> Outcome<()> {
+    let Kind::Kmsgate(binary) = &args.subject else {
+        return Ok(());
+    };
+    let found = many::measure(binary, &launch(args, cores), args.many_keys).await?;
+    print!("{}", report::many(&found));
     Ok(())
 }
 

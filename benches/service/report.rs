@@ -7,6 +7,7 @@ use crate::asymmetric::{Rates, Row};
 use crate::keys::Start;
 use crate::load::crowd::{Answers, latency};
 use crate::load::{Face, Figures};
+use crate::many::Found as Many;
 use crate::overload::{Found, Rsa};
 
 /// Two measurements, one right after the other.
@@ -306,6 +307,54 @@ pub(crate) fn flat(rows: &[(f64, u64)]) -> String {
     for &(done, resident) in rows {
         let beside = (resident as f64 / first - 1.0) * 100.0;
         text += &format!("| {done:.0} | {resident} | {beside:+.1} % |\n");
+    }
+    text
+}
+
+/// Very many keys.
+pub(crate) fn many(found: &Many) -> String {
+    let mib = |kib: u64| format!("{:.0} MiB", kib as f64 / 1024.0);
+    let [idle, listed, used] = found.resident.map(mib);
+    let spread = |times: &hdrhistogram::Histogram<u64>| {
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| {
+            Duration::from_micros(times.value_at_quantile(share)).as_secs_f64() * 1000.0
+        });
+        format!("{p50:.1}, {p99:.1}, {max:.1} ms")
+    };
+    let per_second = |count: f64, time: Duration| count / time.as_secs_f64();
+    let rows = [
+        (
+            "made, per second",
+            format!("{:.0}", per_second(f64::from(found.keys), found.creation)),
+        ),
+        ("etcd's database", mib(found.stored / 1024)),
+        (
+            "start to ready",
+            format!("{:.0} ms", found.ready_after.as_secs_f64() * 1000.0),
+        ),
+        (
+            "first page of 1000",
+            format!("{:.1} s", found.first_page.as_secs_f64()),
+        ),
+        (
+            "each other page: median, p99, longest",
+            spread(&found.pages),
+        ),
+        (
+            "first encryptions, each under another key, per second",
+            format!("{:.0}", per_second(found.opened as f64, found.opening)),
+        ),
+        (
+            "each of them: median, p99, longest",
+            spread(&found.first_uses),
+        ),
+        ("resident after the start", idle),
+        ("after listing all", listed),
+        ("after using twice as many keys as are held", used),
+    ];
+    let mut text = format!("\n## {} keys in etcd\n\n| | |\n|---|--:|\n", found.keys);
+    for (what, value) in rows {
+        text += &format!("| {what} | {value} |\n");
     }
     text
 }

@@ -269,6 +269,8 @@ const PROJECT: &str = "53d1aefc533f4ce9a59c26b01667cbcf";
 pub(crate) struct Site {
     directory: TempDir,
     tokens: Vec<String>,
+    /// Where keys are, in the words of the configuration; in a file of the directory if that is not said.
+    store: Option<String>,
     /// An AES-256 key, once one was made.
     pub(crate) key_id: String,
 }
@@ -281,6 +283,7 @@ impl Site {
             tokens: (0..=callers)
                 .map(|number| format!("token-{number}"))
                 .collect(),
+            store: None,
             key_id: String::new(),
         };
         RootKey::create(&site.path("root.key"))?;
@@ -298,11 +301,18 @@ impl Site {
         Ok(site)
     }
 
+    /// The same with its keys elsewhere.
+    pub(crate) fn with_store(self, store: String) -> Self {
+        let store = Some(store);
+        Self { store, ..self }
+    }
+
     /// Another one with the same keys. No server may run on this one.
     pub(crate) fn copy(&self) -> Outcome<Self> {
         let copy = Self {
             directory: directory()?,
             tokens: self.tokens.clone(),
+            store: self.store.clone(),
             key_id: self.key_id.clone(),
         };
         for name in ["root.key", "tokens.toml", "keys.db"] {
@@ -326,12 +336,13 @@ impl Site {
 
     fn config(&self, limits: &str) -> String {
         let path = |name| toml::Value::from(self.path(name).display().to_string());
+        let in_file = || format!("{{ kind = \"sqlite\", path = {} }}", path("keys.db"));
+        let store = self.store.clone().unwrap_or_else(in_file);
         format!(
             "grpc = \"127.0.0.1:0\"\nrest = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n\
-             root_key_file = {}\nstore = {{ kind = \"sqlite\", path = {} }}\nauth = {{ token_file = {} }}\n\
+             root_key_file = {}\nstore = {store}\nauth = {{ token_file = {} }}\n\
              audit = {{ kind = \"file\", path = {} }}\nshutdown = {{ lag = \"0ms\" }}\n[limits]\n{limits}\n",
             path("root.key"),
-            path("keys.db"),
             path("tokens.toml"),
             path("audit.jsonl"),
         )

@@ -23,7 +23,7 @@ use kmsgate::grpc::pb::key_service_server::KeyService;
 use kmsgate::grpc::{Place, Server, pb};
 use kmsgate::service::keyring::Keyring;
 use kmsgate::service::limits::Limits;
-use kmsgate::service::{Context, Kms};
+use kmsgate::service::{Context, Kms, Listings};
 use kmsgate::store::codec::Codec;
 use kmsgate::store::memory::Memory;
 use kmsgate::store::root_keys::RootKeys;
@@ -123,6 +123,7 @@ async fn server() -> Server {
         root_keys: Arc::new(RootKeys::new(Root::id(&root()), Vec::new())),
         backup: None,
         keyring: Arc::new(Keyring::new(16)),
+        listings: Listings::default(),
         pool: Arc::clone(&POOL),
         policy: Policy::default(),
         limits: Limits::default(),

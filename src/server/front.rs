@@ -97,6 +97,10 @@ const METHODS: [&str; 17] = [
 const CREATE_KEY: usize = 2;
 const CREATE_TIME: Duration = Duration::from_secs(60);
 
+/// The number of ListKeys, and how long it may take at least: it may read a million keys.
+const LIST_KEYS: usize = 4;
+const LIST_TIME: Duration = Duration::from_secs(60);
+
 /// The numbers of RotateRootKey and BackUpStore, and how long they may take at least until they first
 /// answer: both read the whole store before.
 const ROTATE_ROOT_KEY: usize = 14;
@@ -419,6 +423,7 @@ impl Front {
     fn time_limit(&self, method: usize, headers: &HeaderMap) -> Result<Duration, Error> {
         let least = match (method, self.face) {
             (CREATE_KEY, _) => CREATE_TIME,
+            (LIST_KEYS, _) => LIST_TIME,
             (ROTATE_ROOT_KEY | BACK_UP_STORE, Face::Grpc) => STORE_TIME,
             _ => Duration::ZERO,
         };
@@ -698,11 +703,13 @@ mod tests {
     }
 
     #[test]
-    fn create_key_has_its_number() {
+    fn methods_that_may_take_longer_have_their_numbers() {
         assert_eq!(METHODS[CREATE_KEY], "CreateKey");
+        assert_eq!(METHODS[LIST_KEYS], "ListKeys");
         assert_eq!(METHODS[ROTATE_ROOT_KEY], "RotateRootKey");
         assert_eq!(METHODS[BACK_UP_STORE], "BackUpStore");
         assert_eq!(PATHS[CREATE_KEY], "create-key");
+        assert_eq!(PATHS[LIST_KEYS], "list-keys");
     }
 
     #[test]

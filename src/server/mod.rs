@@ -76,7 +76,7 @@ use crate::server::tls::{Acceptor, Tls};
 use crate::server::token::Token;
 use crate::service::keyring::Keyring;
 use crate::service::limits::{Limit, Limits};
-use crate::service::{Context, Kms, NewKey, Sweep};
+use crate::service::{Context, Kms, Listings, NewKey, Sweep};
 use crate::store::StoreError;
 use crate::store::copy::CopyError;
 use crate::store::freshness::Freshness;
@@ -187,6 +187,7 @@ impl Server {
             root_keys,
             backup,
             keyring: Arc::new(Keyring::new(limits.opened_keys.get())),
+            listings: Listings::default(),
             pool: Arc::new(Pool::new(threads, limits.cpu_queue.get())?),
             policy,
             limits: limits_of(&limits),

@@ -1,10 +1,20 @@
 //! ListKeys.
+//!
+//! A page tells how many keys match on all pages, so each needs all keys of the project. A small
+//! project's are read for each page. Of a large one the [`Listings`] keep what orders and filters its
+//! keys for as long as nothing in the store changes, and then the records of the page alone are read.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::task::JoinSet;
 
 use crate::domain::cost::READ;
-use crate::domain::key::{KeySpec, KeyState};
+use crate::domain::key::{KeyId, KeySpec, KeyState, ProjectId};
+use crate::domain::time::Timestamp;
 use crate::error::{Error, Kind};
 use crate::service::{Call, Kms};
-use crate::store::{KeyRecord, Prefix, Record, Versioned};
+use crate::store::{Address, KeyRecord, Mark, Prefix, Record, StoreError, Versioned};
 
 /// Which keys to list.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +27,13 @@ pub struct ListKeys {
     pub state: Option<KeyState>,
     /// Only those of this spec.
     pub spec: Option<KeySpec>,
+}
+
+impl ListKeys {
+    fn matches(&self, key: &Listed) -> bool {
+        self.state.is_none_or(|state| key.state == state)
+            && self.spec.is_none_or(|spec| key.spec == spec)
+    }
 }
 
 /// A page of keys.
@@ -33,42 +50,196 @@ pub struct Page {
 /// How many records are read from the store at a time.
 const CHUNK: usize = 500;
 
+/// How many keys a project has whose records are read for each page: as many as a page may have.
+const SMALL: usize = 1000;
+
+/// How many keys are listed in memory, of all projects together: 64 MiB.
+const MOST: usize = 2 * 1024 * 1024;
+
+/// How many records of a page are read at once.
+const AT_ONCE: usize = 16;
+
+/// What is known of the keys of large projects.
+#[derive(Debug, Default)]
+pub struct Listings(Mutex<VecDeque<Arc<Listing>>>);
+
+/// The keys of a project while the store has this mark.
+#[derive(Debug)]
+struct Listing {
+    project: ProjectId,
+    mark: Mark,
+    /// Oldest first.
+    keys: Arc<[Listed]>,
+}
+
+/// What orders and filters a key. Ordered by what orders it first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Listed {
+    created: Timestamp,
+    key_id: KeyId,
+    state: KeyState,
+    spec: KeySpec,
+}
+
+impl From<&KeyRecord> for Listed {
+    fn from(key: &KeyRecord) -> Self {
+        Self {
+            created: key.created,
+            key_id: key.key_id,
+            state: key.state,
+            spec: key.spec,
+        }
+    }
+}
+
+impl Listings {
+    fn get(&self, project: &ProjectId, mark: &Mark) -> Option<Arc<[Listed]>> {
+        let all = self.all();
+        let mut same = all.iter().filter(|listing| listing.project == *project);
+        let found = same.find(|listing| listing.mark == *mark)?;
+        Some(Arc::clone(&found.keys))
+    }
+
+    /// Keeps a listing, and forgets the oldest ones that there is no room for.
+    fn keep(&self, new: Listing) {
+        let mut all = self.all();
+        all.retain(|listing| listing.project != new.project);
+        all.push_front(Arc::new(new));
+        let mut total = 0;
+        all.retain(|listing| {
+            total += listing.keys.len();
+            total <= MOST
+        });
+    }
+
+    fn all(&self) -> MutexGuard<'_, VecDeque<Arc<Listing>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The keys of a project, as they were read.
+enum All {
+    /// Whole.
+    Few(Vec<KeyRecord>),
+    /// In order.
+    Many(Arc<[Listed]>),
+}
+
 impl Kms {
     /// Lists the caller's keys.
     pub async fn list(&self, call: &Call<'_>, ask: ListKeys) -> Result<Page, Error> {
         call.allowed()?;
-        let prefix = Prefix::Keys(call.caller_project().clone());
-        let mut matching = Vec::new();
+        let project = call.caller_project();
+        let mark = self.store.mark(project).await?;
+        let known = mark.as_ref();
+        let known = known.and_then(|mark| self.listings.get(project, mark));
+        let all = match known {
+            Some(keys) => All::Many(keys),
+            None => self.read_all(call, mark).await?,
+        };
+        match all {
+            All::Few(mut keys) => {
+                keys.retain(|key| ask.matches(&Listed::from(key)));
+                keys.sort_by_key(|key| (key.created, key.key_id));
+                let total = keys.len();
+                let keys = keys.into_iter().skip(ask.marker).take(ask.limit).collect();
+                Ok(page(keys, total, ask))
+            }
+            All::Many(listed) => {
+                let mut total = 0;
+                let mut ids = Vec::with_capacity(ask.limit);
+                for key in listed.iter().filter(|key| ask.matches(key)) {
+                    if total >= ask.marker && ids.len() < ask.limit {
+                        ids.push(key.key_id);
+                    }
+                    total += 1;
+                }
+                let mut keys = self.read_each(call, ids).await?;
+                // One may have changed since.
+                keys.retain(|key| ask.matches(&Listed::from(key)));
+                Ok(page(keys, total, ask))
+            }
+        }
+    }
+
+    /// Reads all keys of the caller's project, and keeps a listing of them if they are many and the
+    /// store still has this mark.
+    async fn read_all(&self, call: &Call<'_>, mark: Option<Mark>) -> Result<All, Error> {
+        let project = call.caller_project();
+        let prefix = Prefix::Keys(project.clone());
+        let (mut listed, mut keys) = (Vec::new(), Vec::new());
         self.each(&prefix, |found| {
             // How many there are shows when they are read.
             self.limits.owe(&call.context.caller, READ);
-            let Record::Key(mut key) = found.record else {
+            let Record::Key(key) = found.record else {
                 return Err(Kind::Internal.into());
             };
-            if ask.state.is_none_or(|state| key.state == state)
-                && ask.spec.is_none_or(|spec| key.spec == spec)
-            {
-                // A page tells how many versions there are and nothing of their material.
-                key.versions
-                    .iter_mut()
-                    .for_each(|version| version.sealed = Vec::new());
-                matching.push(key);
+            listed.push(Listed::from(&key));
+            if listed.len() <= SMALL {
+                keys.push(without_material(key));
+            } else {
+                keys = Vec::new();
             }
             Ok(())
         })
         .await?;
-        matching.sort_by_key(|key| (key.created, key.key_id));
-        let total = matching.len();
-        let end = ask.marker.saturating_add(ask.limit);
-        Ok(Page {
-            keys: matching
-                .into_iter()
-                .skip(ask.marker)
-                .take(ask.limit)
-                .collect(),
-            total,
-            next: (end < total).then_some(end),
-        })
+        if listed.len() <= SMALL {
+            return Ok(All::Few(keys));
+        }
+        // A million take too long for a thread that serves others too.
+        let sorted = tokio::task::spawn_blocking(move || {
+            listed.sort_unstable_by_key(|key| (key.created, key.key_id));
+            Arc::<[Listed]>::from(listed)
+        });
+        let sorted = sorted.await;
+        let keys = sorted.map_err(|error| Error::from(Kind::Internal).caused_by(error))?;
+        if let Some(mark) = mark
+            && self.store.mark(project).await?.as_ref() == Some(&mark)
+        {
+            self.listings.keep(Listing {
+                project: project.clone(),
+                mark,
+                keys: Arc::clone(&keys),
+            });
+        }
+        Ok(All::Many(keys))
+    }
+
+    /// Reads the keys with these ids, in this order, without those that are gone.
+    async fn read_each(&self, call: &Call<'_>, ids: Vec<KeyId>) -> Result<Vec<KeyRecord>, Error> {
+        let ids: Arc<[KeyId]> = ids.into();
+        let mut readers = JoinSet::new();
+        for first in 0..AT_ONCE.min(ids.len()) {
+            let (store, ids) = (Arc::clone(&self.store), Arc::clone(&ids));
+            let project = call.caller_project().clone();
+            readers.spawn(async move {
+                let mut read = Vec::new();
+                for place in (first..ids.len()).step_by(AT_ONCE) {
+                    let Some(&key_id) = ids.get(place) else {
+                        break;
+                    };
+                    let address = Address::Key(project.clone(), key_id);
+                    if let Some(found) = store.get(&address).await? {
+                        read.push((place, found));
+                    }
+                }
+                Ok::<_, StoreError>(read)
+            });
+        }
+        let mut found = Vec::with_capacity(ids.len());
+        while let Some(read) = readers.join_next().await {
+            let read = read.map_err(|error| Error::from(Kind::Internal).caused_by(error))?;
+            found.extend(read?);
+        }
+        found.sort_unstable_by_key(|(place, _)| *place);
+        let keys = found.into_iter().map(|(_, found)| {
+            self.limits.owe(&call.context.caller, READ);
+            match found.record {
+                Record::Key(key) => Ok(without_material(key)),
+                _ => Err(Kind::Internal.into()),
+            }
+        });
+        keys.collect()
     }
 
     /// Hands every record under `prefix` to `take`, in the order of their addresses.
@@ -87,5 +258,22 @@ impl Kms {
                 return Ok(());
             }
         }
+    }
+}
+
+/// A page tells how many versions there are and nothing of their material.
+fn without_material(mut key: KeyRecord) -> KeyRecord {
+    for version in &mut key.versions {
+        version.sealed = Vec::new();
+    }
+    key
+}
+
+fn page(keys: Vec<KeyRecord>, total: usize, ask: ListKeys) -> Page {
+    let end = ask.marker.saturating_add(ask.limit);
+    Page {
+        keys,
+        total,
+        next: (end < total).then_some(end),
     }
 }

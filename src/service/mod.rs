@@ -51,7 +51,7 @@ pub use create::NewKey;
 pub use decrypt::{Decrypt, Decrypted};
 pub use destroy::Sweep;
 pub use encrypt::{Encrypt, Encrypted};
-pub use list::{ListKeys, Page};
+pub use list::{ListKeys, Listings, Page};
 pub use root_key::Progress;
 
 /// The key management service.
@@ -67,6 +67,8 @@ pub struct Kms {
     pub backup: Option<Arc<dyn BackUp>>,
     /// Opened keys.
     pub keyring: Arc<Keyring>,
+    /// Which keys large projects have.
+    pub listings: Listings,
     /// Where long computations are done.
     pub pool: Arc<Pool>,
     /// Who may do what.

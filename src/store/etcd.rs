@@ -10,6 +10,7 @@
 //!
 //! [`follow`](KeyStore::follow) hears of the other servers' changes.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +26,9 @@ use crate::store::etcd::rpc::compare::TargetUnion;
 use crate::store::etcd::rpc::compare::{CompareResult, CompareTarget};
 use crate::store::etcd::rpc::request_op::Request as Op;
 use crate::store::freshness::{Freshness, Watcher};
-use crate::store::{Address, Change, KeyStore, Prefix, Revision, StoreError, Versioned};
+use crate::store::{
+    Address, Change, KeyStore, Mark, Prefix, Revision, StoreError, Versioned, owner,
+};
 
 mod client;
 mod follow;
@@ -48,8 +51,13 @@ mod rpc {
     tonic::include_proto!("etcdserverpb");
 }
 
-/// The record that every transaction writes.
+/// The record that every transaction writes. `epoch/PROJECT` is one that every transaction writes that
+/// changes a key of the project.
 const EPOCH: &str = "epoch";
+
+fn epoch_of(project: &str) -> String {
+    format!("{EPOCH}/{project}")
+}
 
 /// How many records are read at once: of a usual size, they are some hundred kilobytes. Fewer, if they
 /// turn out to be more than an answer may have.
@@ -167,6 +175,12 @@ impl Shared {
         self.written(key) == Some(EPOCH)
     }
 
+    /// Whether this is a record of the store's own, and not one of those that were put.
+    fn is_own(&self, key: &[u8]) -> bool {
+        let rest = self.written(key).and_then(|key| key.strip_prefix(EPOCH));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
     /// The range of everything under the prefix.
     fn everything(&self) -> (Vec<u8>, Vec<u8>) {
         // Addresses are printable ASCII, so none reaches this end.
@@ -216,8 +230,14 @@ impl KeyStore for Etcd {
     async fn put(&self, changes: Vec<Change>) -> Result<Revision, StoreError> {
         let changes = self.codec.encode_changes(&changes)?;
         let mut question = rpc::TxnRequest::default();
+        let mut projects = BTreeSet::new();
         for change in changes {
             let key = self.key(&change.address);
+            if !matches!(change.write, Write::Nothing)
+                && let Some(project) = owner(&change.address)
+            {
+                projects.insert(project.to_owned());
+            }
             // A record that is not there has mod revision 0. What is no revision of etcd's matches
             // nothing.
             let expected = change.expected().map_or(Some(0), |revision| {
@@ -239,11 +259,15 @@ impl KeyStore for Etcd {
                 Write::Nothing => None,
             });
         }
-        // Last, so that a watch has told of the others when it tells of this one.
-        question.success.push(op(Op::RequestPut(rpc::PutRequest {
-            key: self.key(EPOCH),
-            value: self.next_epoch(),
-        })));
+        let epoch = self.next_epoch();
+        let epochs = projects.iter().map(|project| epoch_of(project));
+        // That of all last, so that a watch has told of the others when it tells of this one.
+        for key in epochs.chain([EPOCH.to_owned()]) {
+            question.success.push(op(Op::RequestPut(rpc::PutRequest {
+                key: self.key(&key),
+                value: epoch.clone(),
+            })));
+        }
         let answer = self.shared.client.txn(question).await?;
         if !answer.succeeded {
             return Err(StoreError::Conflict);
@@ -281,7 +305,7 @@ impl KeyStore for Etcd {
                 answer => answer?,
             };
             for found in answer.kvs {
-                if !self.shared.is_epoch(&found.key) {
+                if !self.shared.is_own(&found.key) {
                     listed.push(self.versioned(&found)?);
                 }
                 last = found.key;
@@ -291,6 +315,17 @@ impl KeyStore for Etcd {
             }
         }
         Ok(listed)
+    }
+
+    async fn mark(&self, project: &ProjectId) -> Result<Option<Mark>, StoreError> {
+        let question = rpc::RangeRequest {
+            key: self.key(&epoch_of(project.as_str())),
+            ..rpc::RangeRequest::default()
+        };
+        let answer = self.shared.client.range(question).await?;
+        // Of a store that was set back to a snapshot the epoch is the snapshot's, as the keys are.
+        let Epoch { count, value, .. } = found(&answer);
+        Ok(Some(Mark([&count.to_be_bytes()[..], &value].concat())))
     }
 
     fn freshness(&self) -> Option<&Arc<Freshness>> {

@@ -8,8 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use zeroize::Zeroizing;
 
+use crate::domain::key::ProjectId;
 use crate::store::codec::{Codec, Write};
-use crate::store::{Address, Change, KeyStore, Prefix, Revision, StoreError, Versioned};
+use crate::store::{
+    Address, Change, KeyStore, Mark, Marks, Prefix, Revision, StoreError, Versioned,
+};
 
 /// Keeps records in memory, in the same bytes as the other stores do.
 pub struct Memory {
@@ -22,6 +25,7 @@ struct Table {
     revision: u64,
     /// By written address, because that is the order in which records are listed.
     records: BTreeMap<String, Stored>,
+    marks: Marks,
 }
 
 struct Stored {
@@ -80,6 +84,9 @@ impl KeyStore for Memory {
         table.revision += 1;
         let revision = table.revision;
         for change in changes {
+            if !matches!(change.write, Write::Nothing) {
+                table.marks.changed(&change.address);
+            }
             match change.write {
                 Write::Put(value) => {
                     let value = Zeroizing::new(value);
@@ -93,6 +100,10 @@ impl KeyStore for Memory {
             }
         }
         Ok(Revision(revision))
+    }
+
+    async fn mark(&self, project: &ProjectId) -> Result<Option<Mark>, StoreError> {
+        Ok(Some(self.table().marks.get(project)))
     }
 
     async fn list(

@@ -14,7 +14,7 @@
 //! Implement [`KeyStore`] in one file, then add one line to `tests/stores.rs`. The battery there
 //! decides whether it is correct.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error as StdError;
 use std::fmt;
 use std::fs::File;
@@ -67,6 +67,13 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         after: Option<&Address>,
         limit: usize,
     ) -> Result<Vec<Versioned>, StoreError>;
+
+    /// A mark that is another one after every change of a key of this project from now on, by whomever;
+    /// none if the store has no such mark.
+    async fn mark(&self, project: &ProjectId) -> Result<Option<Mark>, StoreError> {
+        let _ = project;
+        Ok(None)
+    }
 
     /// How fresh what was read is, in a store that others write to; none in a store that only this
     /// process writes to.
@@ -289,6 +296,44 @@ pub struct Versioned {
 /// Counts the writes of a store; grows with each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
+
+/// The state that the keys of a project are in, without saying what it is: two that are equal, of one
+/// opened store, are of one state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark(Vec<u8>);
+
+/// The project whose key is at an address, as it is written; none if something else is there.
+fn owner(address: &str) -> Option<&str> {
+    address.strip_prefix("key/")?.split('/').next()
+}
+
+/// The marks of a store that only this process writes to.
+#[derive(Debug, Default)]
+struct Marks {
+    /// How many changes of keys there have been, those that failed in the end among them: nobody knows
+    /// then what was changed.
+    changes: u64,
+    /// Which was the last one of each project.
+    last: HashMap<String, u64>,
+}
+
+impl Marks {
+    fn changed(&mut self, address: &str) {
+        let Some(project) = owner(address) else {
+            return;
+        };
+        self.changes += 1;
+        match self.last.get_mut(project) {
+            Some(last) => *last = self.changes,
+            None => drop(self.last.insert(project.to_owned(), self.changes)),
+        }
+    }
+
+    fn get(&self, project: &ProjectId) -> Mark {
+        let last = self.last.get(project.as_str()).copied().unwrap_or_default();
+        Mark(last.to_be_bytes().to_vec())
+    }
+}
 
 /// A change of one record.
 #[derive(Clone, Debug, PartialEq, Eq)]

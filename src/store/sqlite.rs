@@ -27,7 +27,7 @@
 //!
 //! [file format]: https://www.sqlite.org/fileformat2.html
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -45,9 +45,10 @@ use rusqlite::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+use crate::domain::key::ProjectId;
 use crate::store::codec::{Codec, Encoded, Write};
 use crate::store::{
-    Address, Change, Effect, KeyStore, Prefix, Record, Revision, StoreError, Versioned,
+    Address, Change, Effect, KeyStore, Mark, Marks, Prefix, Record, Revision, StoreError, Versioned,
 };
 
 mod backup;
@@ -123,6 +124,13 @@ impl KeyStore for Sqlite {
         })
         .await
     }
+
+    async fn mark(&self, project: &ProjectId) -> Result<Option<Mark>, StoreError> {
+        let project = project.clone();
+        self.call(|reply| Call::Mark { project, reply })
+            .await
+            .map(Some)
+    }
 }
 
 impl fmt::Debug for Sqlite {
@@ -163,6 +171,10 @@ enum Call {
         reply: Reply<Vec<Versioned>>,
     },
     Put(Put),
+    Mark {
+        project: ProjectId,
+        reply: Reply<Mark>,
+    },
     BackUp {
         reply: Reply<File>,
     },
@@ -187,6 +199,8 @@ struct Database {
     codec: Codec,
     /// Whether the log may still hold erased bytes.
     residue: Cell<bool>,
+    /// Those of the projects whose keys were changed since the file was opened.
+    marks: RefCell<Marks>,
     /// Held until the connection, which stands before it, is closed.
     _lock: Lock,
 }
@@ -214,6 +228,7 @@ impl Database {
             connection,
             codec,
             residue: Cell::new(false),
+            marks: RefCell::default(),
             _lock: lock,
         };
         // A crash may have come between a commit and the end of its erasing.
@@ -250,6 +265,9 @@ impl Database {
                     reply,
                 } => drop(reply.send(self.list(&start, &end, limit))),
                 Call::Put(put) => puts.push(put),
+                Call::Mark { project, reply } => {
+                    drop(reply.send(Ok(self.marks.borrow().get(&project))));
+                }
                 Call::BackUp { reply } => {
                     if let Some(earlier) = backup.replace(reply) {
                         self.refuse_backup(earlier);
@@ -350,6 +368,12 @@ impl Database {
             };
             if let Ok(done) = &outcome {
                 revision = done.revision;
+                let mut marks = self.marks.borrow_mut();
+                let written = put
+                    .changes
+                    .iter()
+                    .filter(|change| change.effect != Effect::Keep);
+                written.for_each(|change| marks.changed(&change.address.to_string()));
             }
             outcomes.push(outcome);
         }

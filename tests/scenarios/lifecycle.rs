@@ -478,6 +478,48 @@ async fn a_list_of_keys_comes_in_pages() {
 }
 
 #[tokio::test]
+async fn a_list_of_more_keys_than_a_page_may_have_is_whole_and_as_new_as_the_last_change() {
+    const KEYS: usize = 1003;
+    let world = World::start().await;
+    let faces = [Over::Rest, Over::Grpc].map(|over| world.face(over, BARE_PROJECT));
+    let mut made = Vec::new();
+    for _ in 0..KEYS {
+        made.push(aes_key(&faces[0]).await);
+    }
+    made.sort();
+    for face in &faces {
+        let (mut found, mut dates) = (Vec::new(), Vec::new());
+        for (marker, next) in [("0", "400"), ("400", "800"), ("800", "")] {
+            let page = of_aes().with("limit", "400").with("marker", marker);
+            let page = face.done(&page).await;
+            assert_eq!(page["total"], KEYS);
+            assert_eq!(page["next_marker"], next);
+            found.extend(ids(&page));
+            let details = page["key_details"].as_array().unwrap();
+            dates.extend(details.iter().map(|key| text(&key["creation_date"])));
+        }
+        assert!(dates.is_sorted());
+        found.sort();
+        assert_eq!(found, made);
+
+        let frozen = of_aes().with("key_state", "3");
+        assert_eq!(face.done(&frozen).await["total"], 0);
+        face.done(&on("disable-key", &made[7])).await;
+        assert_eq!(ids(&face.done(&frozen).await), [&*made[7]]);
+        face.done(&on("enable-key", &made[7])).await;
+        assert_eq!(face.done(&frozen).await["total"], 0);
+
+        let last = of_aes().with("marker", "1002");
+        let last = ids(&face.done(&last).await).remove(0);
+        let name = crate::fresh_alias();
+        face.done(&on("update-key-alias", &last).with("key_alias", &name))
+            .await;
+        let page = face.done(&of_aes().with("marker", "1002")).await;
+        assert_eq!(page["key_details"][0]["key_alias"], *name);
+    }
+}
+
+#[tokio::test]
 async fn a_page_that_cannot_be_is_refused() {
     on_both_faces(async |face| {
         for limit in ["0", "1001", "2147483647"] {
