@@ -7,13 +7,17 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::json;
+use tonic::transport::Channel;
 
 use kmsgate::grpc::pb;
 use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
+use kmsgate::grpc::pb::operator_service_client::OperatorServiceClient;
 
-use crate::program::{Addresses, ENTRY, Grpc, Site, TOKEN, call, done, entry, refused, run};
+use crate::program::{Addresses, ENTRY, Grpc, Site, TOKEN, call, done, entry, fetch, refused, run};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_starts_on_a_backup_of_a_running_one_and_every_key_decrypts() {
@@ -48,6 +52,44 @@ async fn a_server_starts_on_a_backup_of_a_running_one_and_every_key_decrypts() {
     let config = site.name("kmsgate.toml");
     let good = done(["store", "check", "--config", &config], b"");
     assert!(good.starts_with("the store is good: keys "), "{good}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_that_has_begun_is_a_request_in_work_and_is_sent_whole_by_a_server_that_stops() {
+    // More than anybody on the way holds back.
+    const KEYS: usize = 500;
+    /// The smallest that HTTP/2 starts with (RFC 9113, section 6.9.2).
+    const WINDOW: u32 = 65_535;
+    let site = Site::new("");
+    let (mut program, at) = site.serve();
+    for number in 0..KEYS {
+        create(at, &format!("k-{number}")).await;
+    }
+    let endpoint = Channel::from_shared(format!("http://{}", at.grpc)).unwrap();
+    let endpoint = endpoint
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW);
+    let channel = endpoint.connect().await.unwrap();
+    let mut slow = OperatorServiceClient::new(channel);
+    let asking = Grpc::connect(at.grpc, TOKEN).await;
+    let answer = slow.back_up_store(asking.ask(pb::BackUpStoreRequest {}));
+    let mut parts = answer.await.unwrap().into_inner();
+    let first = parts.message().await.unwrap().unwrap();
+    let metrics = fetch(at.admin, "/metrics").await.text;
+    assert!(
+        metrics.contains("\nkmsgate_requests_in_flight 1\n"),
+        "{metrics}"
+    );
+
+    program.signal(Signal::TERM);
+    // Longer than a connection without work is left alone.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut received = first.data.len() as u64;
+    while let Some(part) = parts.message().await.unwrap() {
+        received += part.data.len() as u64;
+    }
+    assert_eq!(received, first.size);
+    assert!(program.ended().success());
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //! What the RPC library refuses by itself (an unknown method, a message that is too long, bytes
 //! that are no message) is rewritten to rows of the catalogue.
 
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -101,8 +102,8 @@ const CREATE_TIME: Duration = Duration::from_secs(60);
 const LIST_KEYS: usize = 4;
 const LIST_TIME: Duration = Duration::from_secs(60);
 
-/// The numbers of RotateRootKey and BackUpStore, and how long they may take at least until they first
-/// answer: both read the whole store before.
+/// The numbers of RotateRootKey and BackUpStore, which answer with a stream, and how long they may take at
+/// least until it begins: both read the whole store before.
 const ROTATE_ROOT_KEY: usize = 14;
 const BACK_UP_STORE: usize = 15;
 const STORE_TIME: Duration = Duration::from_secs(3600);
@@ -262,6 +263,7 @@ impl Front {
         &self,
         peer: &Peer,
         request: Request<Incoming>,
+        method: usize,
         id: RequestId,
         context: &OnceLock<Arc<Context>>,
     ) -> Result<Response<Body>, Error> {
@@ -281,7 +283,7 @@ impl Front {
         // After the credentials: nobody unknown can take the places of callers, and what needs no
         // credential takes none.
         let place = || self.common.in_flight.try_acquire();
-        let _place = (!open)
+        let place = (!open)
             .then(place)
             .transpose()
             .map_err(|_| Kind::Throttled)?;
@@ -311,6 +313,13 @@ impl Front {
             // What the health service says of a service that it does not know is its own protocol.
             Some(theirs) if open && theirs.code() != Code::Unimplemented => Ok(response),
             Some(theirs) if status::kind(&theirs).is_none() => Err(rewritten(&theirs, compressed)),
+            None if matches!(method, ROTATE_ROOT_KEY | BACK_UP_STORE) => {
+                if let Some(place) = place {
+                    place.forget();
+                }
+                let streaming = Streaming::begin(Arc::clone(&self.common));
+                Ok(response.map(|body| body.streamed(streaming)))
+            }
             _ => Ok(response),
         }
     }
@@ -466,6 +475,46 @@ pub(super) enum Body {
     Unary(unary::Answer),
     /// Of any other.
     Other(axum::body::Body),
+    /// Of one that goes on with its work while the answer is sent, and what it holds meanwhile.
+    Streamed(axum::body::Body, Vec<Box<dyn Any + Send + Sync>>),
+}
+
+impl Body {
+    /// The same body, of an answer that goes on while `held` is held.
+    fn streamed(self, held: Streaming) -> Self {
+        match self {
+            Self::Other(body) => Self::Streamed(body, vec![Box::new(held)]),
+            body => body,
+        }
+    }
+
+    /// Holds this until the answer is sent or its reader has gone, if the work for it goes on until then.
+    /// Otherwise the work is done.
+    pub(super) fn hold(mut self, held: impl Any + Send + Sync) -> Self {
+        if let Self::Streamed(_, all) = &mut self {
+            all.push(Box::new(held));
+        }
+        self
+    }
+}
+
+/// Counts an answer as a request in work, in the place that its request had, until it is dropped.
+#[derive(Debug)]
+struct Streaming(Arc<Common>);
+
+impl Streaming {
+    /// Begins in a place that was taken and not given back.
+    fn begin(common: Arc<Common>) -> Self {
+        common.requests.begun();
+        Self(common)
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.in_flight.add_permits(1);
+        self.0.requests.over();
+    }
 }
 
 impl http_body::Body for Body {
@@ -480,21 +529,21 @@ impl http_body::Body for Body {
             Self::Unary(body) => Pin::new(body)
                 .poll_frame(context)
                 .map_err(|never| match never {}),
-            Self::Other(body) => Pin::new(body).poll_frame(context),
+            Self::Other(body) | Self::Streamed(body, _) => Pin::new(body).poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Unary(body) => body.is_end_stream(),
-            Self::Other(body) => body.is_end_stream(),
+            Self::Other(body) | Self::Streamed(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Unary(body) => body.size_hint(),
-            Self::Other(body) => body.size_hint(),
+            Self::Other(body) | Self::Streamed(body, _) => body.size_hint(),
         }
     }
 }
@@ -513,7 +562,7 @@ impl Answer for Front {
             Ok(limit) if begun.elapsed() >= limit => Err(Kind::DeadlineExceeded.into()),
             Ok(limit) => {
                 let in_time = {
-                    let work = pin!(self.pass(peer, request, id, &context));
+                    let work = pin!(self.pass(peer, request, method, id, &context));
                     tokio::time::timeout(limit, caught(id, work)).await
                 };
                 in_time.unwrap_or_else(|_| {

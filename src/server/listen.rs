@@ -171,8 +171,7 @@ async fn converse(
         async move {
             let (answer, peer) = &*shared;
             let answered = answer.answer(peer, request).await;
-            drop(place);
-            Ok::<_, Infallible>(answered)
+            Ok::<_, Infallible>(answered.map(|body| body.hold(place)))
         }
     });
     let turn = InTurn::new();
@@ -201,8 +200,7 @@ async fn converse(
         ended = connection => ended,
         () = silence(&read) => Ok(()),
         () = idle_after(stop, &in_work) => Ok(()),
-        // A client that was told to go, and does not.
-        () = tokio::time::sleep(age.saturating_add(age / 10).saturating_add(LEAVING)) => Ok(()),
+        () = gone_by(age, &in_work) => Ok(()),
     }
 }
 
@@ -214,6 +212,16 @@ async fn end_of_life(mut stop: watch::Receiver<bool>, age: Duration) {
     tokio::select! {
         _ = stop.wait_for(|stop| *stop) => {}
         () = tokio::time::sleep(age) => {}
+    }
+}
+
+/// Completes when a client that was told to go has not, and nothing is in work for it but what it may
+/// have waited for since it was told.
+async fn gone_by(age: Duration, in_work: &AtomicUsize) {
+    tokio::time::sleep(age.saturating_add(age / 10).saturating_add(LEAVING)).await;
+    // A whole store that is sent, or sealed anew, takes as long as it takes.
+    while in_work.load(Ordering::Relaxed) > 0 {
+        tokio::time::sleep(LAST_WORDS).await;
     }
 }
 
