@@ -101,6 +101,8 @@ catalogue! {
     InvalidDescription,     "INVALID_DESCRIPTION",         "KMS.1103",   InvalidArgument,    BAD_REQUEST,                     Never,   "Invalid key_description.";
     /// Another key of the project has the alias.
     DuplicateAlias,         "DUPLICATE_ALIAS",             "KMS.1104",   AlreadyExists,      BAD_REQUEST,                     Never,   "Duplicate key aliases.";
+    /// A symmetric key has all versions that it may have.
+    TooManyVersions,        "TOO_MANY_VERSIONS",           "KMS.1105",   FailedPrecondition, BAD_REQUEST,                     Never,   "Too many keys.";
     /// Only a disabled key can be enabled.
     KeyNotDisabled,         "KEY_NOT_DISABLED",            "KMS.1201",   FailedPrecondition, BAD_REQUEST,                     Never,   "The key is not disabled.";
     /// Only an enabled key can do this.

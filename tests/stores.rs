@@ -680,7 +680,10 @@ async fn a_listing_of_everything_leaves_nothing_out(fixture: impl Fixture) {
 
 async fn a_mark_is_another_after_every_change_of_a_key_of_the_project(fixture: impl Fixture) {
     let store = fixture.store();
-    let mark = async || store.mark(&project("p")).await.unwrap().unwrap();
+    let prefix = Prefix::Keys(project("p"));
+    let mark = async || store.mark(&prefix).await.unwrap().unwrap();
+    let of_all = async || store.mark(&Prefix::Everything).await.unwrap().unwrap();
+    let before = of_all().await;
     let mut marks = vec![mark().await];
     let first = create(store, &key("p", 1)).await;
     marks.push(mark().await);
@@ -705,13 +708,21 @@ async fn a_mark_is_another_after_every_change_of_a_key_of_the_project(fixture: i
     let another = Change::create(alias("p-2", 1));
     store.put(vec![keep, another]).await.unwrap();
     assert_eq!(mark().await, marks[3]);
+    let after = of_all().await;
+    assert_ne!(before, after);
+    store
+        .put(vec![Change::create(alias("p-2", 2))])
+        .await
+        .unwrap();
+    assert_ne!(after, of_all().await);
+    list(store, "p").await;
     assert_eq!(
         store
             .list(&Prefix::Everything, None, 100)
             .await
             .unwrap()
             .len(),
-        3
+        4
     );
 }
 

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -101,11 +101,16 @@ pub(super) async fn back_up(connection: &Connection, path: &Path) -> Result<(), 
     let mut options = OpenOptions::new();
     let mut file = options
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&new)
-        .map_err(at)?;
+        .map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => format!(
+                "{} exists: another backup is being written, or was cut short; then remove it",
+                new.display()
+            ),
+            _ => at(error),
+        })?;
     let written = receive(client, &mut file).await;
     let written = written.and_then(|()| Ok(keep(&file, &new, path).map_err(at)?));
     if written.is_err() {

@@ -90,6 +90,10 @@ impl KeyVersion {
     /// The version that a key is made with.
     pub const FIRST: Self = Self(NonZeroU32::MIN);
 
+    /// The last version that a key gets: all versions of a key are one record, which every store takes up to
+    /// half a mebibyte.
+    pub const LAST: Self = Self(NonZeroU32::new(4096).unwrap());
+
     /// The version with this number; none has the number 0.
     pub const fn new(number: u32) -> Option<Self> {
         match NonZeroU32::new(number) {
@@ -103,11 +107,11 @@ impl KeyVersion {
         self.0.get()
     }
 
-    /// The version after this one; none after the last of 2^32 - 1.
+    /// The version after this one; none after the [last](Self::LAST).
     pub const fn next(self) -> Option<Self> {
         match self.0.checked_add(1) {
-            Some(number) => Some(Self(number)),
-            None => None,
+            Some(number) if number.get() <= Self::LAST.get() => Some(Self(number)),
+            _ => None,
         }
     }
 }
@@ -546,6 +550,11 @@ mod tests {
     #[test]
     fn versions_are_counted_to_the_last_number() {
         assert_eq!(KeyVersion::FIRST.next(), KeyVersion::new(2));
+        assert_eq!(
+            KeyVersion::new(4095).unwrap().next(),
+            Some(KeyVersion::LAST)
+        );
+        assert_eq!(KeyVersion::LAST.next(), None);
         assert_eq!(KeyVersion::new(u32::MAX).unwrap().next(), None);
     }
 

@@ -130,12 +130,13 @@ impl Kms {
     pub async fn list(&self, call: &Call<'_>, ask: ListKeys) -> Result<Page, Error> {
         call.allowed()?;
         let project = call.caller_project();
-        let mark = self.store.mark(project).await?;
+        let prefix = Prefix::Keys(project.clone());
+        let mark = self.store.mark(&prefix).await?;
         let known = mark.as_ref();
         let known = known.and_then(|mark| self.listings.get(project, mark));
         let all = match known {
             Some(keys) => All::Many(keys),
-            None => self.read_all(call, mark).await?,
+            None => self.read_all(call, prefix, mark).await?,
         };
         match all {
             All::Few(mut keys) => {
@@ -164,9 +165,12 @@ impl Kms {
 
     /// Reads all keys of the caller's project, and keeps a listing of them if they are many and the
     /// store still has this mark.
-    async fn read_all(&self, call: &Call<'_>, mark: Option<Mark>) -> Result<All, Error> {
-        let project = call.caller_project();
-        let prefix = Prefix::Keys(project.clone());
+    async fn read_all(
+        &self,
+        call: &Call<'_>,
+        prefix: Prefix,
+        mark: Option<Mark>,
+    ) -> Result<All, Error> {
         let (mut listed, mut keys) = (Vec::new(), Vec::new());
         self.each(&prefix, |found| {
             // How many there are shows when they are read.
@@ -194,10 +198,10 @@ impl Kms {
         let sorted = sorted.await;
         let keys = sorted.map_err(|error| Error::from(Kind::Internal).caused_by(error))?;
         if let Some(mark) = mark
-            && self.store.mark(project).await?.as_ref() == Some(&mark)
+            && self.store.mark(&prefix).await?.as_ref() == Some(&mark)
         {
             self.listings.keep(Listing {
-                project: project.clone(),
+                project: call.caller_project().clone(),
                 mark,
                 keys: Arc::clone(&keys),
             });

@@ -21,7 +21,11 @@ impl Kms {
                 Family::Sm2 => return Err(Kind::AsymmetricKey.into()),
             }
             let newest = key.versions.last().map(|newest| newest.version);
-            let version = newest.and_then(KeyVersion::next).ok_or(Kind::Internal)?;
+            let version = newest.ok_or(Kind::Internal)?.next().ok_or_else(|| {
+                let most = KeyVersion::LAST.get();
+                Error::from(Kind::TooManyVersions)
+                    .detail(format!("A key has {most} versions at most."))
+            })?;
             let name = VersionName {
                 project: key.project.clone(),
                 key_id,

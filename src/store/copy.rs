@@ -6,8 +6,8 @@
 //! begun again: what is there already is compared, what differs is replaced, and what the source has
 //! no more is erased.
 //!
-//! Nobody may write either store meanwhile. A file is held by its lock. Of a store that servers share
-//! the comparison finds most of what was changed, and not what was changed behind it. Each write of the
+//! Nobody may write either store meanwhile. A file is held by its lock. A store that servers share has a
+//! mark, which must be the same before and after. Each write of the
 //! target depends on its copy being this one: one that was believed to be dead writes no more once
 //! another has begun, or servers have.
 
@@ -42,6 +42,7 @@ pub async fn copy(
     if from.get(&Address::Copy).await?.is_some() {
         return Err(CopyError::Unfinished);
     }
+    let mark = from.mark(&Prefix::Everything).await?;
     let begun = begin(to, root_keys.needed(from).await?, root_keys).await?;
     let mut progress = Progress {
         total: count(from).await?,
@@ -49,6 +50,9 @@ pub async fn copy(
     };
     write(from, to, begun, &mut progress, &tell).await?;
     verify(from, to, &mut progress, &tell).await?;
+    if from.mark(&Prefix::Everything).await? != mark {
+        return Err(CopyError::Written);
+    }
     to.put(vec![Change::erase(Address::Copy, begun)]).await?;
     Ok(progress)
 }
@@ -244,6 +248,9 @@ pub enum CopyError {
     /// The stores differ after the copy.
     #[error("{0} is not the same in both: was a store written meanwhile? Copy again.")]
     Differs(String),
+    /// The source changed during the copy.
+    #[error("the source was written meanwhile: stop the servers that use it, and copy again")]
+    Written,
     /// A root key is missing.
     #[error(transparent)]
     RootKeys(#[from] RootKeysError),
@@ -255,6 +262,8 @@ pub enum CopyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use tokio::runtime::Handle;
 
     use crate::domain::key::{KeyId, KeySpec, KeyState, KeyUsage, KeyVersion};
     use crate::domain::secret::MacKey;
@@ -359,6 +368,29 @@ mod tests {
         from.put(vec![Change::create(record)]).await.unwrap();
         let differs = verify(&from, &to, &mut progress, &|_| {}).await;
         assert!(matches!(differs, Err(CopyError::Differs(at)) if at == place));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_was_written_behind_the_comparison_is_found() {
+        let (from, to) = (full().await, store());
+        let new = Record::Alias(AliasRecord {
+            project: "p".parse().unwrap(),
+            alias: "a".parse().unwrap(),
+            key_id: KeyId::from_random([0; 16]),
+        });
+        let tell = |progress: Progress| {
+            if progress.verified == CHUNK as u64 {
+                let create = from.put(vec![Change::create(new.clone())]);
+                let create = async { create.await.unwrap() };
+                tokio::task::block_in_place(|| Handle::current().block_on(create));
+            }
+        };
+        let keys = RootKeys::new(NEW, vec![OLD]);
+        let written = copy(&from, &to, &keys, tell).await;
+        assert!(matches!(written, Err(CopyError::Written)), "{written:?}");
+        assert!(to.get(&Address::Copy).await.unwrap().is_some());
+        copied(&from, &to).await.unwrap();
+        assert_eq!(records(&from).await, records(&to).await);
     }
 
     #[tokio::test]

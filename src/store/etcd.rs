@@ -317,13 +317,17 @@ impl KeyStore for Etcd {
         Ok(listed)
     }
 
-    async fn mark(&self, project: &ProjectId) -> Result<Option<Mark>, StoreError> {
+    async fn mark(&self, prefix: &Prefix) -> Result<Option<Mark>, StoreError> {
+        let epoch = match prefix {
+            Prefix::Keys(project) => epoch_of(project.as_str()),
+            Prefix::Deletions | Prefix::Everything => EPOCH.to_owned(),
+        };
         let question = rpc::RangeRequest {
-            key: self.key(&epoch_of(project.as_str())),
+            key: self.key(&epoch),
             ..rpc::RangeRequest::default()
         };
         let answer = self.shared.client.range(question).await?;
-        // Of a store that was set back to a snapshot the epoch is the snapshot's, as the keys are.
+        // Of a store that was set back to a snapshot the epoch is the snapshot's, as the records are.
         let Epoch { count, value, .. } = found(&answer);
         Ok(Some(Mark([&count.to_be_bytes()[..], &value].concat())))
     }

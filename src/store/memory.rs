@@ -8,7 +8,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use zeroize::Zeroizing;
 
-use crate::domain::key::ProjectId;
 use crate::store::codec::{Codec, Write};
 use crate::store::{
     Address, Change, KeyStore, Mark, Marks, Prefix, Revision, StoreError, Versioned,
@@ -102,8 +101,8 @@ impl KeyStore for Memory {
         Ok(Revision(revision))
     }
 
-    async fn mark(&self, project: &ProjectId) -> Result<Option<Mark>, StoreError> {
-        Ok(Some(self.table().marks.get(project)))
+    async fn mark(&self, prefix: &Prefix) -> Result<Option<Mark>, StoreError> {
+        Ok(Some(self.table().marks.get(prefix)))
     }
 
     async fn list(

@@ -68,10 +68,10 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         limit: usize,
     ) -> Result<Vec<Versioned>, StoreError>;
 
-    /// A mark that is another one after every change of a key of this project from now on, by whomever;
+    /// A mark that is another one after every change of a record under `prefix` from now on, by whomever;
     /// none if the store has no such mark.
-    async fn mark(&self, project: &ProjectId) -> Result<Option<Mark>, StoreError> {
-        let _ = project;
+    async fn mark(&self, prefix: &Prefix) -> Result<Option<Mark>, StoreError> {
+        let _ = prefix;
         Ok(None)
     }
 
@@ -297,7 +297,7 @@ pub struct Versioned {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
 
-/// The state that the keys of a project are in, without saying what it is: two that are equal, of one
+/// The state that the records under a prefix are in, without saying what it is: two that are equal, of one
 /// opened store, are of one state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark(Vec<u8>);
@@ -310,27 +310,30 @@ fn owner(address: &str) -> Option<&str> {
 /// The marks of a store that only this process writes to.
 #[derive(Debug, Default)]
 struct Marks {
-    /// How many changes of keys there have been, those that failed in the end among them: nobody knows
-    /// then what was changed.
+    /// How many changes there have been, those that failed in the end among them: nobody knows then what
+    /// was changed.
     changes: u64,
-    /// Which was the last one of each project.
+    /// Which was the last one of a key of each project.
     last: HashMap<String, u64>,
 }
 
 impl Marks {
     fn changed(&mut self, address: &str) {
+        self.changes += 1;
         let Some(project) = owner(address) else {
             return;
         };
-        self.changes += 1;
         match self.last.get_mut(project) {
             Some(last) => *last = self.changes,
             None => drop(self.last.insert(project.to_owned(), self.changes)),
         }
     }
 
-    fn get(&self, project: &ProjectId) -> Mark {
-        let last = self.last.get(project.as_str()).copied().unwrap_or_default();
+    fn get(&self, prefix: &Prefix) -> Mark {
+        let last = match prefix {
+            Prefix::Keys(project) => self.last.get(project.as_str()).copied().unwrap_or_default(),
+            Prefix::Deletions | Prefix::Everything => self.changes,
+        };
         Mark(last.to_be_bytes().to_vec())
     }
 }

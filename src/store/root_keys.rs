@@ -96,7 +96,10 @@ impl RootKeys {
             }
             self.enter(store).await.map_err(unavailable)?;
         }
-        Err(StoreError::Conflict)
+        // Not a conflict: nothing is known of the records that the changes are of.
+        Err(StoreError::Unavailable(
+            "the record of root keys changes all the time".into(),
+        ))
     }
 
     /// The root keys that a store needs, none of which seals.

@@ -45,7 +45,6 @@ use rusqlite::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::domain::key::ProjectId;
 use crate::store::codec::{Codec, Encoded, Write};
 use crate::store::{
     Address, Change, Effect, KeyStore, Mark, Marks, Prefix, Record, Revision, StoreError, Versioned,
@@ -125,9 +124,9 @@ impl KeyStore for Sqlite {
         .await
     }
 
-    async fn mark(&self, project: &ProjectId) -> Result<Option<Mark>, StoreError> {
-        let project = project.clone();
-        self.call(|reply| Call::Mark { project, reply })
+    async fn mark(&self, prefix: &Prefix) -> Result<Option<Mark>, StoreError> {
+        let prefix = prefix.clone();
+        self.call(|reply| Call::Mark { prefix, reply })
             .await
             .map(Some)
     }
@@ -172,7 +171,7 @@ enum Call {
     },
     Put(Put),
     Mark {
-        project: ProjectId,
+        prefix: Prefix,
         reply: Reply<Mark>,
     },
     BackUp {
@@ -265,8 +264,8 @@ impl Database {
                     reply,
                 } => drop(reply.send(self.list(&start, &end, limit))),
                 Call::Put(put) => puts.push(put),
-                Call::Mark { project, reply } => {
-                    drop(reply.send(Ok(self.marks.borrow().get(&project))));
+                Call::Mark { prefix, reply } => {
+                    drop(reply.send(Ok(self.marks.borrow().get(&prefix))));
                 }
                 Call::BackUp { reply } => {
                     if let Some(earlier) = backup.replace(reply) {

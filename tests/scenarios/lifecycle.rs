@@ -10,7 +10,7 @@ use crate::encrypting::{NO_KEY_IDS, NO_SEQUENCES};
 use crate::face::{Face, Over};
 use crate::schema::Call;
 use crate::seeds::{
-    DOCUMENTED, FROZEN, NOBODY, PENDING_ACTIVATION, PENDING_IMPORT, RSA_2048, RSA_SIGNER, SM2,
+    DOCUMENTED, FROZEN, NOBODY, PENDING_ACTIVATION, PENDING_IMPORT, RSA_2048, RSA_SIGNER, SM2, WORN,
 };
 use crate::world::{BARE_PROJECT, World, on_both_faces};
 use crate::{aes_key, create, decrypt, encrypt, made, on, sealed, text};
@@ -332,6 +332,9 @@ async fn a_rotated_key_decrypts_what_each_of_its_versions_encrypted() {
 async fn a_key_that_cannot_be_rotated_is_not() {
     on_both_faces(async |face| {
         let rotate = |key: &str| on("rotate-on-demand", key);
+        let before = sealed(face, WORN, "before").await;
+        face.refused(Kind::TooManyVersions, &rotate(WORN)).await;
+        assert_eq!(face.done(&decrypt(&before)).await["plain_text"], "before");
         face.refused(Kind::RsaKeyNotRotatable, &rotate(RSA_2048))
             .await;
         face.refused(Kind::RsaKeyNotRotatable, &rotate(RSA_SIGNER))

@@ -303,7 +303,7 @@ async fn making_and_listing_keys_is_charged_and_a_refusal_changes_nothing() {
         while lists < 1000 && listing.call(&list).await.outcome.is_ok() {
             lists += 1;
         }
-        let keys = 12 + 3;
+        let keys = 13 + 3;
         let expected = 100_000 / (10 + 10 * keys);
         assert!((expected..expected + 10).contains(&lists), "{lists}");
     }

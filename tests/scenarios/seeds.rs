@@ -38,6 +38,8 @@ pub(crate) const PENDING_ACTIVATION: &str = "00000000-0000-4000-8000-00000000000
 pub(crate) const PENDING_IMPORT: &str = "00000000-0000-4000-8000-000000000005";
 /// A symmetric key that the operator suspended.
 pub(crate) const FROZEN: &str = "00000000-0000-4000-8000-000000000007";
+/// A symmetric key that has got its last version.
+pub(crate) const WORN: &str = "00000000-0000-4000-8000-000000004001";
 /// A symmetric key whose stored material is not what was stored.
 pub(crate) const BROKEN: &str = "00000000-0000-4000-8000-0000000000ff";
 /// An id that no key has.
@@ -52,7 +54,7 @@ pub(crate) struct Seed {
     pub(crate) material: Material,
 }
 
-const SEEDS: [(&str, KeySpec, KeyUsage, KeyState); 12] = {
+const SEEDS: [(&str, KeySpec, KeyUsage, KeyState); 13] = {
     use KeySpec::{Aes256, Rsa2048, Rsa3072, Rsa4096, Sm2 as Sm2Curve};
     use KeyState::{Disabled, Enabled, Frozen, PendingActivation, PendingImport};
     use KeyUsage::{EncryptDecrypt, SignVerify};
@@ -73,6 +75,7 @@ const SEEDS: [(&str, KeySpec, KeyUsage, KeyState); 12] = {
         ),
         (PENDING_IMPORT, Aes256, EncryptDecrypt, PendingImport),
         (FROZEN, Aes256, EncryptDecrypt, Frozen),
+        (WORN, Aes256, EncryptDecrypt, Enabled),
         (BROKEN, Aes256, EncryptDecrypt, Enabled),
     ]
 };
@@ -99,10 +102,15 @@ pub(crate) async fn sow(path: &Path, root: RootKey, projects: &[&str], more: &[S
                 ref material,
             } = *seed;
             let project: ProjectId = project.parse().unwrap();
+            let version = if key_id == WORN {
+                KeyVersion::LAST
+            } else {
+                KeyVersion::FIRST
+            };
             let name = VersionName {
                 project: project.clone(),
                 key_id: key_id.parse().unwrap(),
-                version: KeyVersion::FIRST,
+                version,
                 spec,
             };
             let mut sealed = provider.seal(&name, material).unwrap().0;
@@ -120,11 +128,14 @@ pub(crate) async fn sow(path: &Path, root: RootKey, projects: &[&str], more: &[S
                 state,
                 created,
                 deletion: None,
-                versions: vec![VersionRecord {
-                    version: KeyVersion::FIRST,
-                    created,
-                    sealed,
-                }],
+                // Only the last one is opened.
+                versions: (1..=version.get())
+                    .map(|number| VersionRecord {
+                        version: KeyVersion::new(number).unwrap(),
+                        created,
+                        sealed: sealed.clone(),
+                    })
+                    .collect(),
             };
             let alias = AliasRecord {
                 project,
