@@ -11,6 +11,7 @@ pub mod frame;
 pub mod identity;
 pub mod jwt;
 pub mod key;
+pub(crate) mod places;
 pub mod rate;
 pub mod request;
 pub mod secret;

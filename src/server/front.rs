@@ -31,6 +31,7 @@ use crate::audit::{Event, Outcome};
 use crate::auth::{Chain, Evidence, Peer};
 use crate::config::Limits;
 use crate::domain::caller::{Action, Caller};
+use crate::domain::places::Places;
 use crate::domain::request::RequestId;
 use crate::error::{self, Error, Kind};
 use crate::gateway::{Direct, Plain, Rest};
@@ -39,7 +40,6 @@ use crate::grpc::status::{self, Grpc};
 use crate::grpc::unary::{self, Unary};
 use crate::server::MAX_MESSAGE;
 use crate::server::listen::Answer;
-use crate::server::places::Places;
 use crate::service::{Context, Kms};
 use crate::telemetry::{Ended, Names, Requests};
 

@@ -17,7 +17,6 @@ mod bind;
 mod etcd;
 mod front;
 mod listen;
-mod places;
 mod root;
 mod store;
 mod tls;

@@ -8,7 +8,7 @@ use crate::domain::address::Source;
 
 /// Places, some of which are taken.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(crate) struct Places {
     in_all: usize,
     for_each: usize,
     taken: Mutex<Taken>,
@@ -23,7 +23,7 @@ struct Taken {
 
 impl Places {
     /// So many places, and so many of them for each source.
-    pub(super) fn new(in_all: usize, for_each: usize) -> Self {
+    pub(crate) fn new(in_all: usize, for_each: usize) -> Self {
         Self {
             in_all,
             for_each,
@@ -32,7 +32,7 @@ impl Places {
     }
 
     /// A place until it is dropped; none if all are taken, or all that are for this source.
-    pub(super) fn take(&self, source: Source) -> Option<Place<'_>> {
+    pub(crate) fn take(&self, source: Source) -> Option<Place<'_>> {
         let mut taken = self.taken();
         let own = taken.by.get(&source).map_or(0, |own| *own);
         if taken.in_all >= self.in_all || own >= self.for_each {
@@ -53,7 +53,7 @@ impl Places {
 
 /// A place that is taken.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
+pub(crate) struct Place<'a> {
     places: &'a Places,
     source: Source,
 }
