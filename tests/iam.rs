@@ -171,6 +171,31 @@ async fn requests_with_the_same_token_ask_once_also_when_the_first_is_given_up()
 }
 
 #[tokio::test]
+async fn so_many_requests_of_a_peer_wait_for_an_answer_and_others_have_places_left() {
+    const EACH: usize = 4096;
+    let world = World::new().await;
+    world.token("good", &subject(60, Some(PROJECT), &["reader"]));
+    let gate = world.hold();
+    let ask = |from: &'static str| {
+        let world = Arc::clone(&world);
+        tokio::spawn(async move { world.ask_as(&peer(from), "good").await })
+    };
+    let waiting: Vec<_> = (0..EACH).map(|_| ask("203.0.113.9:1")).collect();
+    while world.asked() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let told = ask("203.0.113.9:2").await.unwrap();
+    assert!(matches!(told, Err(AuthError::Throttled)), "{told:?}");
+    let other = ask("203.0.113.10:1");
+    tokio::task::yield_now().await;
+    gate.add_permits(1000);
+    for asked in waiting.into_iter().chain([other]) {
+        assert!(asked.await.unwrap().is_ok());
+    }
+    assert!(ask("203.0.113.9:1").await.unwrap().is_ok());
+}
+
+#[tokio::test]
 async fn a_peer_whose_tokens_are_bad_is_not_asked_for_and_others_are() {
     let world = World::new().await;
     world.token("good", &subject(60, Some(PROJECT), &["reader"]));

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use kmsgate::grpc::pb::CreateKeyRequest;
 use kmsgate::grpc::pb::key_service_client::KeyServiceClient;
 use tokio::task::JoinSet;
-use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
+use tonic::{Code, Request};
 
 use crate::Outcome;
 use crate::load::{Face, Prepared};
@@ -18,6 +18,10 @@ use crate::server::{self, Launch, Server};
 
 /// How many keys are asked for at once, so that the store can write many in one transaction.
 const CALLERS: usize = 64;
+
+/// How often it is tried to make a key, and after which pause again.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a server is left alone before its memory is read.
 pub(crate) const IDLE: Duration = Duration::from_secs(1);
@@ -108,13 +112,24 @@ pub(crate) async fn create(server: &Server, count: u32, at_once: usize) -> Outco
         let project_id = server.project.clone();
         callers.spawn(async move {
             for number in (0..count).skip(caller).step_by(at_once) {
-                let mut request = Request::new(CreateKeyRequest {
+                let message = CreateKeyRequest {
                     project_id: project_id.clone(),
                     key_alias: format!("bench-{number}"),
                     ..CreateKeyRequest::default()
-                });
-                request.metadata_mut().insert("x-auth-token", token.clone());
-                client.create_key(request).await?;
+                };
+                for turn in 1.. {
+                    let mut request = Request::new(message.clone());
+                    request.metadata_mut().insert("x-auth-token", token.clone());
+                    match client.create_key(request).await {
+                        Ok(_) => break,
+                        // A store that stood still for a moment may have made it.
+                        Err(status) if turn > 1 && status.code() == Code::AlreadyExists => break,
+                        Err(status) if turn < TRIES && status.code() == Code::Unavailable => {
+                            tokio::time::sleep(PAUSE).await;
+                        }
+                        Err(status) => return Err(status.into()),
+                    }
+                }
             }
             Outcome::Ok(())
         });

@@ -66,6 +66,9 @@ const HEADERS: u32 = 256 * 1024;
 /// How long accepting pauses when the machine has no more sockets to give.
 const EXHAUSTED: Duration = Duration::from_millis(50);
 
+/// How long it is not told again that it has none.
+const TOLD: Duration = Duration::from_secs(1);
+
 /// Answers requests.
 pub(super) trait Answer: Send + Sync + 'static {
     /// Answers one request of `peer`.
@@ -97,6 +100,7 @@ pub(super) async fn serve(
     let answer = Arc::new(answer);
     // Closed when the last connection drops its end.
     let (open, mut last) = mpsc::channel::<Infallible>(1);
+    let mut told: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -105,7 +109,10 @@ pub(super) async fn serve(
         let (stream, origin) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                if told.is_none_or(|told| told.elapsed() >= TOLD) {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    told = Some(Instant::now());
+                }
                 tokio::time::sleep(EXHAUSTED).await;
                 continue;
             }

@@ -8,7 +8,8 @@
 //! service is not there.
 //!
 //! Whoever connects can send tokens that have to be asked about. Requests with the same token ask
-//! once, also when they are given up; few questions are under way at a time; and a peer pays for each
+//! once, also when they are given up; few questions are under way, and few requests wait for them, at a
+//! time; and a peer pays for each
 //! beforehand, and gets that back if its token is good, so that one whose tokens are bad is refused
 //! for a while before the service is asked.
 
@@ -35,6 +36,7 @@ use crate::auth::{AuthError, Authenticator, Evidence, Peer};
 use crate::domain::address::Source;
 use crate::domain::caller::{Actions, Caller};
 use crate::domain::key::ProjectId;
+use crate::domain::places::Places;
 use crate::domain::rate::Rate;
 use crate::domain::time::{Clock, Timestamp};
 
@@ -51,6 +53,10 @@ const ASKING: usize = 32;
 
 /// The most questions at a time, with those that wait to be asked.
 const QUESTIONS: usize = 256;
+
+/// The most requests that wait for answers, in all and from one source.
+const WAITING: usize = 8192;
+const WAITING_EACH: usize = 4096;
 
 /// How many tokens that are not good a peer may send at once, how many more a second, and what it owes
 /// at most, in nanoseconds.
@@ -95,6 +101,8 @@ struct Shared {
     good: Cache<Hash, Good>,
     /// Until when each is remembered.
     bad: Cache<Hash, Timestamp>,
+    /// Places for requests that wait for an answer.
+    waiting: Places,
     /// The questions that are under way, and where their answers will be told.
     questions: Mutex<HashMap<Hash, watch::Receiver<Option<Told>>>>,
     /// Places for questions, and for those among them that the service is being asked.
@@ -141,6 +149,7 @@ impl Iam {
             memory: i64::try_from(memory.as_millis()).unwrap_or(i64::MAX),
             good: Cache::new(REMEMBERED),
             bad: Cache::new(REMEMBERED),
+            waiting: Places::new(WAITING, WAITING_EACH),
             questions: Mutex::default(),
             places: Arc::new(Semaphore::new(QUESTIONS)),
             asking: Semaphore::new(ASKING),
@@ -173,6 +182,8 @@ impl Iam {
         let printable = token.iter().all(u8::is_ascii_graphic);
         let token = str::from_utf8(token).ok().filter(|_| printable);
         let token = token.ok_or(AuthError::InvalidToken)?;
+        let place = self.0.waiting.take(peer.origin.source());
+        let _place = place.ok_or(AuthError::Throttled)?;
         let mut answer = self.answer(token, hash, peer)?;
         // Fails if the question came to no end, which is a bug that was logged.
         let told = answer.wait_for(Option::is_some).await;
