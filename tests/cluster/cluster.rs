@@ -106,7 +106,8 @@ async fn told_twice(stop: &AtomicBool) {
 async fn whole(arguments: &Arguments, run: &Path, stop: &AtomicBool) -> bool {
     let mut random = Random::new(arguments.seed);
     let (members, replicas) = if arguments.sqlite { (0, 1) } else { (3, 3) };
-    let rounds = plan(arguments.faults, !arguments.sqlite, &mut random);
+    let mounts = arguments.programs.mounts;
+    let rounds = plan(arguments.faults, !arguments.sqlite, mounts, &mut random);
     println!("seed {}, {} faults", arguments.seed, arguments.faults);
     let cluster = Cluster::start(&arguments.programs, run, members, replicas).await;
     let callers = Callers::new(&cluster.replicas);
@@ -319,6 +320,7 @@ impl Arguments {
                     || program("KMSGATE", "target/release/kmsgate"),
                     PathBuf::from,
                 ),
+                mounts: std::env::var_os("MOUNTS").is_none_or(|said| said != "no"),
                 etcd: program("ETCD", "etcd"),
                 etcdctl: program("ETCDCTL", "etcdctl"),
                 faketime: program(

@@ -38,14 +38,22 @@ const QUOTA: u64 = 24 * 1024 * 1024;
 /// How large a disk is. A member keeps a few files of 64 MB for its log, and its database.
 const DISK: &str = "768m";
 
-/// A disk that can be filled, and holds what one process writes.
+/// A disk that holds what one process writes.
 #[derive(Debug)]
-pub(crate) struct Disk(PathBuf);
+pub(crate) struct Disk {
+    at: PathBuf,
+    /// Whether it is one of its own, which can be filled, and no mere directory.
+    mounted: bool,
+}
 
 impl Disk {
-    /// Mounts one at this place. It is gone when the run is, for the run has mounts of its own.
-    fn mount(at: PathBuf) -> Self {
+    /// One at this place, mounted if it can be. It is gone when the run is, for the run has mounts of its
+    /// own.
+    fn new(at: PathBuf, mounted: bool) -> Self {
         fs::create_dir(&at).unwrap();
+        if !mounted {
+            return Self { at, mounted };
+        }
         let mut mount = Command::new("mount");
         mount.args([
             "-t",
@@ -55,11 +63,11 @@ impl Disk {
             "disk",
         ]);
         assert!(mount.arg(&at).status().unwrap().success(), "a mount");
-        Self(at)
+        Self { at, mounted }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.at.join(name)
     }
 
     fn filler(&self) -> PathBuf {
@@ -75,7 +83,7 @@ impl Disk {
             match filler.write(&zeros[..length]) {
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::StorageFull => length /= 2,
-                Err(error) => panic!("{}: {error}", self.0.display()),
+                Err(error) => panic!("{}: {error}", self.at.display()),
             }
         }
     }
@@ -88,9 +96,11 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let mut umount = Command::new("umount");
-        let umounted = umount.arg("--lazy").arg(&self.0).status().unwrap();
-        assert!(umounted.success(), "umount {}", self.0.display());
+        if self.mounted {
+            let mut umount = Command::new("umount");
+            let umounted = umount.arg("--lazy").arg(&self.at).status().unwrap();
+            assert!(umounted.success(), "umount {}", self.at.display());
+        }
     }
 }
 
@@ -257,6 +267,8 @@ pub(crate) struct Programs {
     pub(crate) etcdctl: PathBuf,
     /// libfaketime, which lets clocks jump.
     pub(crate) faketime: PathBuf,
+    /// Whether disks can be mounted.
+    pub(crate) mounts: bool,
 }
 
 /// All processes and links.
@@ -314,7 +326,7 @@ impl Cluster {
             let (listener, advertised) = proxy::listener().await;
             listeners.push(listener);
             let process = Process::new(format!("member-{number}"), &programs.etcd, &self.run);
-            let disk = Disk::mount(self.run.join(&process.name));
+            let disk = Disk::new(self.run.join(&process.name), programs.mounts);
             self.members.push(Member {
                 data: disk.path("data"),
                 disk,
@@ -396,7 +408,7 @@ impl Cluster {
 
             let mut process =
                 Process::new(format!("replica-{number}"), &programs.kmsgate, &self.run);
-            let disk = Disk::mount(self.run.join(&process.name));
+            let disk = Disk::new(self.run.join(&process.name), programs.mounts);
             let config = self.run.join(format!("{}.toml", process.name));
             let run = self.run.display();
             let store = if endpoints.is_empty() {
