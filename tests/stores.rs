@@ -55,6 +55,7 @@ macro_rules! battery {
                 a_listing_stays_in_its_prefix
                 a_listing_goes_on_where_a_record_was_erased
                 a_listing_of_everything_leaves_nothing_out
+                a_listing_meets_every_name_that_begins_as_another
                 a_mark_is_another_after_every_change_of_a_key_of_the_project
                 a_kept_record_stays_as_it_is_and_must_be_as_expected
                 a_record_at_another_address_is_never_stored
@@ -675,6 +676,47 @@ async fn a_listing_of_everything_leaves_nothing_out(fixture: impl Fixture) {
             seen.extend(page.into_iter().map(|read| read.record));
         }
         assert_eq!(seen, records, "pages of {limit}");
+    }
+}
+
+async fn a_listing_meets_every_name_that_begins_as_another(fixture: impl Fixture) {
+    let store = fixture.store();
+    let mut names = vec![String::new()];
+    for length in 0..4 {
+        let shorter = names.clone();
+        let of_length = shorter.iter().filter(|name| name.len() == length);
+        names.extend(of_length.flat_map(|name| ["0", "1", "z"].map(|end| format!("{name}{end}"))));
+    }
+    names.remove(0);
+    let mut records = Vec::new();
+    for project in ["a", "a-b", "b"] {
+        for (n, name) in (0..).zip(&names) {
+            let Record::Alias(mut one) = alias(project, n) else {
+                unreachable!()
+            };
+            one.alias = name.parse().unwrap();
+            records.push(Record::Alias(one));
+        }
+        records.extend((0..40).map(|n| Record::Key(key(project, n))));
+    }
+    for some in records.chunks(50) {
+        let changes = some.iter().cloned().map(Change::create);
+        store.put(changes.collect()).await.unwrap();
+    }
+    records.sort_by_key(|record| record.address().to_string());
+    for limit in [1, 2, 7, 50, 500] {
+        let mut seen: Vec<Record> = Vec::new();
+        loop {
+            let after = seen.last().map(Record::address);
+            let page = store.list(&Prefix::Everything, after.as_ref(), limit);
+            let page = page.await.unwrap();
+            if page.is_empty() {
+                break;
+            }
+            seen.extend(page.into_iter().map(|read| read.record));
+        }
+        assert_eq!(seen.len(), records.len(), "pages of {limit}");
+        assert!(seen == records, "pages of {limit}");
     }
 }
 

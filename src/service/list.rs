@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::domain::cost::READ;
@@ -59,9 +60,24 @@ const MOST: usize = 2 * 1024 * 1024;
 /// How many records of a page are read at once.
 const AT_ONCE: usize = 16;
 
+/// How many walks over large projects there are at a time: each lists all keys anew.
+const WALKS: usize = 2;
+
 /// What is known of the keys of large projects.
-#[derive(Debug, Default)]
-pub struct Listings(Mutex<VecDeque<Arc<Listing>>>);
+#[derive(Debug)]
+pub struct Listings {
+    kept: Mutex<VecDeque<Arc<Listing>>>,
+    walks: Semaphore,
+}
+
+impl Default for Listings {
+    fn default() -> Self {
+        Self {
+            kept: Mutex::default(),
+            walks: Semaphore::new(WALKS),
+        }
+    }
+}
 
 /// The keys of a project while the store has this mark.
 #[derive(Debug)]
@@ -113,7 +129,7 @@ impl Listings {
     }
 
     fn all(&self) -> MutexGuard<'_, VecDeque<Arc<Listing>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -172,21 +188,37 @@ impl Kms {
         mark: Option<Mark>,
     ) -> Result<All, Error> {
         let (mut listed, mut keys) = (Vec::new(), Vec::new());
-        self.each(&prefix, |found| {
-            // How many there are shows when they are read.
-            self.limits.owe(&call.context.caller, READ);
-            let Record::Key(key) = found.record else {
-                return Err(Kind::Internal.into());
-            };
-            listed.push(Listed::from(&key));
-            if listed.len() <= SMALL {
-                keys.push(without_material(key));
-            } else {
-                keys = Vec::new();
+        let (mut after, mut walk) = (None, None);
+        loop {
+            let chunk = self.store.list(&prefix, after.as_ref(), CHUNK).await?;
+            let full = chunk.len() == CHUNK;
+            after = chunk.last().map(|found| found.record.address());
+            for found in chunk {
+                // How many there are shows when they are read.
+                self.limits.owe(&call.context.caller, READ);
+                let Record::Key(key) = found.record else {
+                    return Err(Kind::Internal.into());
+                };
+                listed.push(Listed::from(&key));
+                if walk.is_none() {
+                    keys.push(without_material(key));
+                }
             }
-            Ok(())
-        })
-        .await?;
+            if walk.is_none() && listed.len() > SMALL {
+                keys = Vec::new();
+                let place = self.listings.walks.acquire().await;
+                walk = Some(place.map_err(|_| Kind::Internal)?);
+                // Another walk may have listed them meanwhile.
+                if let Some(now) = self.store.mark(&prefix).await?
+                    && let Some(keys) = self.listings.get(call.caller_project(), &now)
+                {
+                    return Ok(All::Many(keys));
+                }
+            }
+            if !full {
+                break;
+            }
+        }
         if listed.len() <= SMALL {
             return Ok(All::Few(keys));
         }

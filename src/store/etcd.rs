@@ -210,6 +210,52 @@ impl Shared {
     }
 }
 
+/// The part of a listing's range that is asked for at once.
+///
+/// etcd looks at every key of the range that it is asked for, however few it shall answer with: a walk of
+/// pages over all that is left would cost the square of the keys. So a page goes on among the addresses that
+/// begin as the last one did, and wider where these are few.
+struct Part {
+    /// How many characters they have in common; none if everything is asked for.
+    common: usize,
+    /// How many of these tell nothing: the kind of the record and its project.
+    base: usize,
+}
+
+impl Part {
+    /// Begins after this address, which is empty at the beginning of a listing.
+    fn after(address: &str) -> Self {
+        let base = address.rfind('/').map_or(0, |slash| slash + 1);
+        let common = if address.starts_with("alias/") {
+            // Names that are counted have some hundred of these.
+            address.len().saturating_sub(2).max(base)
+        } else {
+            // Ids are random: of a million some four thousand begin alike.
+            (base + 2).min(address.len())
+        };
+        Self { common, base }
+    }
+
+    /// Where the part ends in which `last` is; none at the end of everything.
+    fn end(&self, last: &str) -> Option<String> {
+        if self.common <= self.base {
+            return None;
+        }
+        let mut end = last.get(..self.common)?.to_owned();
+        // Addresses are printable ASCII, so the character after any of theirs is ASCII too.
+        let following = u8::try_from(end.pop()?).ok()?.checked_add(1)?;
+        end.push(char::from(following));
+        Some(end)
+    }
+
+    /// Notes how many keys were left in a part that is at its end, of how many that are wanted.
+    fn had(&mut self, found: usize, wanted: usize) {
+        if found < wanted.div_ceil(8) {
+            self.common = self.base + (self.common - self.base) / 2;
+        }
+    }
+}
+
 fn found(answer: &rpc::RangeResponse) -> Epoch {
     let first = answer.kvs.first().cloned();
     first.map(Epoch::from).unwrap_or_default()
@@ -284,16 +330,18 @@ impl KeyStore for Etcd {
         limit: usize,
     ) -> Result<Vec<Versioned>, StoreError> {
         let (start, end) = prefix.bounds(after);
-        let range_end = self.key(&end);
-        let mut last = self.key(&start);
+        let mut part = Part::after(after.map_or("", |_| &start));
+        // The first key after that one.
+        let mut first = [&self.key(&start)[..], &[0]].concat();
+        let mut last = start;
         let mut listed = Vec::new();
         let mut most = PAGE;
         while listed.len() < limit {
             let page = most.min(limit - listed.len());
+            let part_end = part.end(&last).filter(|part_end| *part_end < end);
             let answer = self.shared.client.range(rpc::RangeRequest {
-                // The first key after the last one.
-                key: [&last[..], &[0]].concat(),
-                range_end: range_end.clone(),
+                key: first.clone(),
+                range_end: self.key(part_end.as_deref().unwrap_or(&end)),
                 limit: i64::try_from(page).unwrap_or(i64::MAX),
                 ..rpc::RangeRequest::default()
             });
@@ -304,15 +352,24 @@ impl KeyStore for Etcd {
                 }
                 answer => answer?,
             };
+            let found_here = answer.kvs.len();
             for found in answer.kvs {
                 if !self.shared.is_own(&found.key) {
                     listed.push(self.versioned(&found)?);
                 }
-                last = found.key;
+                let written = self.shared.written(&found.key);
+                last = written.ok_or_else(|| corrupt(&found.key))?.to_owned();
+                first = [&found.key[..], &[0]].concat();
             }
-            if !answer.more {
+            if answer.more {
+                continue;
+            }
+            let Some(part_end) = part_end else {
                 break;
-            }
+            };
+            first = self.key(&part_end);
+            last = part_end;
+            part.had(found_here, limit);
         }
         Ok(listed)
     }
