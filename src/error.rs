@@ -101,7 +101,7 @@ catalogue! {
     InvalidDescription,     "INVALID_DESCRIPTION",         "KMS.1103",   InvalidArgument,    BAD_REQUEST,                     Never,   "Invalid key_description.";
     /// Another key of the project has the alias.
     DuplicateAlias,         "DUPLICATE_ALIAS",             "KMS.1104",   AlreadyExists,      BAD_REQUEST,                     Never,   "Duplicate key aliases.";
-    /// A symmetric key has all versions that it may have.
+    /// The key has 4096 versions already, and gets no more.
     TooManyVersions,        "TOO_MANY_VERSIONS",           "KMS.1105",   FailedPrecondition, BAD_REQUEST,                     Never,   "Too many keys.";
     /// Only a disabled key can be enabled.
     KeyNotDisabled,         "KEY_NOT_DISABLED",            "KMS.1201",   FailedPrecondition, BAD_REQUEST,                     Never,   "The key is not disabled.";
