@@ -1,71 +1,72 @@
-//! Places for what strangers ask for: so many in all, and fewer for each source of requests, so that
-//! none keeps the others out.
+//! Places for what costs much: so many in all, and fewer for each who asks (a source of requests, a
+//! project), so that none keeps the others out.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use crate::domain::address::Source;
 
 /// Places, some of which are taken.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct Places<K> {
     in_all: usize,
     for_each: usize,
-    taken: Mutex<Taken>,
+    taken: Mutex<Taken<K>>,
 }
 
-#[derive(Debug, Default)]
-struct Taken {
+#[derive(Debug)]
+struct Taken<K> {
     in_all: usize,
     /// By those who have any.
-    by: HashMap<Source, usize>,
+    by: HashMap<K, usize>,
 }
 
-impl Places {
-    /// So many places, and so many of them for each source.
+impl<K> Places<K> {
+    /// So many places, and so many of them for each.
     pub(crate) fn new(in_all: usize, for_each: usize) -> Self {
         Self {
             in_all,
             for_each,
-            taken: Mutex::default(),
+            taken: Mutex::new(Taken {
+                in_all: 0,
+                by: HashMap::new(),
+            }),
         }
     }
 
-    /// A place until it is dropped; none if all are taken, or all that are for this source.
-    pub(crate) fn take(&self, source: Source) -> Option<Place<'_>> {
+    fn taken(&self) -> MutexGuard<'_, Taken<K>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Clone + Eq + Hash> Places<K> {
+    /// A place until it is dropped; none if all are taken, or all that are for `who`.
+    pub(crate) fn take(&self, who: K) -> Option<Place<'_, K>> {
         let mut taken = self.taken();
-        let own = taken.by.get(&source).map_or(0, |own| *own);
+        let own = taken.by.get(&who).map_or(0, |own| *own);
         if taken.in_all >= self.in_all || own >= self.for_each {
             return None;
         }
         taken.in_all += 1;
-        taken.by.insert(source, own + 1);
-        Some(Place {
-            places: self,
-            source,
-        })
-    }
-
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        taken.by.insert(who.clone(), own + 1);
+        Some(Place { places: self, who })
     }
 }
 
 /// A place that is taken.
 #[derive(Debug)]
-pub(crate) struct Place<'a> {
-    places: &'a Places,
-    source: Source,
+pub(crate) struct Place<'a, K: Eq + Hash> {
+    places: &'a Places<K>,
+    who: K,
 }
 
-impl Drop for Place<'_> {
+impl<K: Eq + Hash> Drop for Place<'_, K> {
     fn drop(&mut self) {
         let mut taken = self.places.taken();
         taken.in_all -= 1;
-        match taken.by.get_mut(&self.source) {
+        match taken.by.get_mut(&self.who) {
             Some(own) if *own > 1 => *own -= 1,
             _ => {
-                taken.by.remove(&self.source);
+                taken.by.remove(&self.who);
             }
         }
     }
@@ -74,6 +75,7 @@ impl Drop for Place<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::address::Source;
 
     #[test]
     fn none_has_all_places_and_all_have_no_more_than_there_are() {

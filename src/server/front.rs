@@ -30,6 +30,7 @@ use tower::Service;
 use crate::audit::{Event, Outcome};
 use crate::auth::{Chain, Evidence, Peer};
 use crate::config::Limits;
+use crate::domain::address::Source;
 use crate::domain::caller::{Action, Caller};
 use crate::domain::places::Places;
 use crate::domain::request::RequestId;
@@ -154,7 +155,7 @@ pub(super) struct Common {
     codes: Vec<usize>,
     in_flight: Semaphore,
     /// Places for requests whose body must be read before their caller is known.
-    unverified: Places,
+    unverified: Places<Source>,
     timeout: Duration,
     /// The first half of every request id: random, so that the ids of several servers do not meet.
     prefix: u64,
@@ -488,8 +489,12 @@ impl Body {
         }
     }
 
-    /// Holds this until the answer is sent or its reader has gone, if the work for it goes on until then.
-    /// Otherwise the work is done.
+    /// Whether the work for the answer goes on while it is sent.
+    pub(super) const fn is_streamed(&self) -> bool {
+        matches!(self, Self::Streamed(..))
+    }
+
+    /// Holds this until the work for a streamed answer has ended or its reader has gone.
     pub(super) fn hold(mut self, held: impl Any + Send + Sync) -> Self {
         if let Self::Streamed(_, all) = &mut self {
             all.push(Box::new(held));

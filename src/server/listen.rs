@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -169,8 +169,8 @@ async fn converse(
     stop: watch::Receiver<bool>,
     age: Duration,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let in_work = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&in_work);
+    let work = Arc::new(Work::default());
+    let counted = Arc::clone(&work);
     let shared = Arc::new((answer, peer));
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
@@ -178,7 +178,12 @@ async fn converse(
         async move {
             let (answer, peer) = &*shared;
             let answered = answer.answer(peer, request).await;
-            Ok::<_, Infallible>(answered.map(|body| body.hold(place)))
+            if answered.body().is_streamed() {
+                let place = place.streaming();
+                return Ok(answered.map(|body| body.hold(place)));
+            }
+            drop(place);
+            Ok::<_, Infallible>(answered)
         }
     });
     let turn = InTurn::new();
@@ -206,8 +211,8 @@ async fn converse(
     tokio::select! {
         ended = connection => ended,
         () = silence(&read) => Ok(()),
-        () = idle_after(stop, &in_work) => Ok(()),
-        () = gone_by(age, &in_work) => Ok(()),
+        () = idle_after(stop, &work) => Ok(()),
+        () = gone_by(age, &work) => Ok(()),
     }
 }
 
@@ -222,13 +227,16 @@ async fn end_of_life(mut stop: watch::Receiver<bool>, age: Duration) {
     }
 }
 
-/// Completes when a client that was told to go has not, and nothing is in work for it but what it may
-/// have waited for since it was told.
-async fn gone_by(age: Duration, in_work: &AtomicUsize) {
+/// Completes when a client that was told to go has not, and no answer is streamed to it.
+async fn gone_by(age: Duration, work: &Work) {
     tokio::time::sleep(age.saturating_add(age / 10).saturating_add(LEAVING)).await;
-    // A whole store that is sent, or sealed anew, takes as long as it takes.
-    while in_work.load(Ordering::Relaxed) > 0 {
-        tokio::time::sleep(LAST_WORDS).await;
+    // A whole store that is sent, or sealed anew, takes as long as it takes; and then its end is still
+    // to be sent.
+    while work.streams.load(Ordering::Relaxed) > 0 {
+        while work.streams.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(LAST_WORDS).await;
+        }
+        tokio::time::sleep(LEAVING).await;
     }
 }
 
@@ -243,7 +251,7 @@ async fn silence(read: &AtomicUsize) {
 
 /// Completes when the server is stopping and nothing is in work on the connection: the HTTP library
 /// would wait for the rest of half a request.
-async fn idle_after(mut stop: watch::Receiver<bool>, in_work: &AtomicUsize) {
+async fn idle_after(mut stop: watch::Receiver<bool>, work: &Work) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -251,27 +259,58 @@ async fn idle_after(mut stop: watch::Receiver<bool>, in_work: &AtomicUsize) {
     // Twice in a row, so that an answer that was just made is also sent.
     while idle < 2 {
         tokio::time::sleep(LAST_WORDS).await;
-        idle = if in_work.load(Ordering::Relaxed) == 0 {
+        idle = if work.requests.load(Ordering::Relaxed) == 0 {
             idle + 1
         } else {
             0
         };
     }
+    // The end of a long answer may still be on its way. When it is there the connection ends by itself.
+    if work.streamed.load(Ordering::Relaxed) {
+        tokio::time::sleep(LEAVING).await;
+    }
+}
+
+/// What is in work on a connection.
+#[derive(Debug, Default)]
+struct Work {
+    requests: AtomicUsize,
+    /// Those among them whose answers are streamed.
+    streams: AtomicUsize,
+    /// Whether there was one of these.
+    streamed: AtomicBool,
 }
 
 /// Counts a request as in work on its connection until it is dropped.
-struct Place(Arc<AtomicUsize>);
+struct Place {
+    work: Arc<Work>,
+    streams: bool,
+}
 
 impl Place {
-    fn take(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
+    fn take(work: &Arc<Work>) -> Self {
+        work.requests.fetch_add(1, Ordering::Relaxed);
+        Self {
+            work: Arc::clone(work),
+            streams: false,
+        }
+    }
+
+    /// Notes that the answer is streamed.
+    fn streaming(mut self) -> Self {
+        self.work.streams.fetch_add(1, Ordering::Relaxed);
+        self.work.streamed.store(true, Ordering::Relaxed);
+        self.streams = true;
+        self
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.work.requests.fetch_sub(1, Ordering::Relaxed);
+        if self.streams {
+            self.work.streams.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

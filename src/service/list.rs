@@ -7,11 +7,11 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::domain::cost::READ;
 use crate::domain::key::{KeyId, KeySpec, KeyState, ProjectId};
+use crate::domain::places::Places;
 use crate::domain::time::Timestamp;
 use crate::error::{Error, Kind};
 use crate::service::{Call, Kms};
@@ -54,27 +54,31 @@ const CHUNK: usize = 500;
 /// How many keys a project has whose records are read for each page: as many as a page may have.
 const SMALL: usize = 1000;
 
-/// How many keys are listed in memory, of all projects together: 64 MiB.
-const MOST: usize = 2 * 1024 * 1024;
+/// How many keys are listed in memory, of all projects together: 64 MiB, which is a million and some.
+const MOST: usize = 64 * 1024 * 1024 / size_of::<Listed>();
 
 /// How many records of a page are read at once.
 const AT_ONCE: usize = 16;
 
-/// How many walks over large projects there are at a time: each lists all keys anew.
-const WALKS: usize = 2;
+/// How many walks over large projects there are at a time, and over each: every one lists all keys anew.
+const WALKS: usize = 8;
+const WALKS_EACH: usize = 2;
+
+/// How many keys that are listed in memory are looked at in a microsecond.
+const A_MICROSECOND: usize = 1000;
 
 /// What is known of the keys of large projects.
 #[derive(Debug)]
 pub struct Listings {
     kept: Mutex<VecDeque<Arc<Listing>>>,
-    walks: Semaphore,
+    walks: Places<ProjectId>,
 }
 
 impl Default for Listings {
     fn default() -> Self {
         Self {
             kept: Mutex::default(),
-            walks: Semaphore::new(WALKS),
+            walks: Places::new(WALKS, WALKS_EACH),
         }
     }
 }
@@ -120,6 +124,9 @@ impl Listings {
     fn keep(&self, new: Listing) {
         let mut all = self.all();
         all.retain(|listing| listing.project != new.project);
+        if new.keys.len() > MOST {
+            return;
+        }
         all.push_front(Arc::new(new));
         let mut total = 0;
         all.retain(|listing| {
@@ -163,6 +170,8 @@ impl Kms {
                 Ok(page(keys, total, ask))
             }
             All::Many(listed) => {
+                let micros = u32::try_from(listed.len() / A_MICROSECOND).unwrap_or(u32::MAX);
+                self.limits.owe(&call.context.caller, micros);
                 let mut total = 0;
                 let mut ids = Vec::with_capacity(ask.limit);
                 for key in listed.iter().filter(|key| ask.matches(key)) {
@@ -206,8 +215,8 @@ impl Kms {
             }
             if walk.is_none() && listed.len() > SMALL {
                 keys = Vec::new();
-                let place = self.listings.walks.acquire().await;
-                walk = Some(place.map_err(|_| Kind::Internal)?);
+                let place = self.listings.walks.take(call.caller_project().clone());
+                walk = Some(place.ok_or(Kind::Throttled)?);
                 // Another walk may have listed them meanwhile.
                 if let Some(now) = self.store.mark(&prefix).await?
                     && let Some(keys) = self.listings.get(call.caller_project(), &now)

@@ -259,7 +259,8 @@ const TRIES: usize = 8;
 
 fn unavailable(error: RootKeysError) -> StoreError {
     match error {
-        RootKeysError::Store(error) => error,
+        // A conflict about the record of root keys says nothing of the records to be changed.
+        RootKeysError::Store(error) if !matches!(error, StoreError::Conflict) => error,
         error => StoreError::Unavailable(Box::new(error)),
     }
 }

@@ -102,7 +102,7 @@ struct Shared {
     /// Until when each is remembered.
     bad: Cache<Hash, Timestamp>,
     /// Places for requests that wait for an answer.
-    waiting: Places,
+    waiting: Places<Source>,
     /// The questions that are under way, and where their answers will be told.
     questions: Mutex<HashMap<Hash, watch::Receiver<Option<Told>>>>,
     /// Places for questions, and for those among them that the service is being asked.
