@@ -116,6 +116,11 @@ answer=$(grpcurl -plaintext "${token[@]}" -d "{\"cipher_text\":\"$sealed\"}" "12
 equal "exit code, $answer" $((64 + 14)) "$code"
 contains answer RetryInfo "$answer"
 contains metrics 'kmsgate_store_unavailable 1' "$(curl --silent "http://127.0.0.1:$two_admin/metrics")"
+# The log is told within a second of it.
+for _ in $(seq 20); do
+  grep --quiet 'data calls are refused' two.log && break
+  sleep 0.1
+done
 contains log 'data calls are refused' "$(<two.log)"
 ok "without etcd data calls are refused after three seconds, with a time to try again"
 for _ in $(seq 100); do
