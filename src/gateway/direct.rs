@@ -74,11 +74,7 @@ impl Plain {
         if parts.method != Method::POST {
             return None;
         }
-        let path = parts.uri.path().strip_prefix("/v1.0/")?;
-        let (project_id, name) = path.split_once("/kms/")?;
-        if project_id.is_empty() || project_id.contains(['%', '/']) {
-            return None;
-        }
+        let (project_id, name) = Self::split(parts.uri.path())?;
         let operation = match name {
             "encrypt-data" => Operation::Encrypt,
             "decrypt-data" => Operation::Decrypt,
@@ -88,6 +84,13 @@ impl Plain {
             project_id: project_id.to_owned(),
             operation,
         })
+    }
+
+    /// The project id and the operation's name in a path that writes the project id out.
+    pub fn split(path: &str) -> Option<(&str, &str)> {
+        let (project_id, rest) = path.strip_prefix("/v1.0/")?.split_once('/')?;
+        let name = rest.strip_prefix("kms/")?;
+        (!project_id.is_empty() && !project_id.contains('%')).then_some((project_id, name))
     }
 }
 

@@ -5,6 +5,10 @@
 //! known are ignored, but they must be sound: text that is not UTF-8, half of a surrogate pair, a
 //! repeated name or absurd nesting is refused wherever it stands, lest another reader of the same
 //! bytes sees another request.
+//!
+//! Nearly all bodies are plain: known names and texts without an escape. Those are read here, with
+//! vector instructions, in half the time that serde_json takes; it judges all others, and a plain body
+//! says the same to both.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -12,6 +16,7 @@ use std::fmt;
 use std::mem;
 use std::ops::Deref;
 
+use memchr::memchr;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use zeroize::Zeroize;
@@ -20,6 +25,59 @@ use crate::error::{Error, Kind};
 
 /// The members of `body` with these names, in this order.
 pub(super) fn members<'b, const N: usize>(
+    body: &'b [u8],
+    names: [&str; N],
+) -> Result<[Option<Text<'b>>; N], Error> {
+    match plain(body, names) {
+        Some(members) => Ok(members),
+        None => general(body, names),
+    }
+}
+
+/// The members of a body that is plain: one object whose members are asked for, each once, with texts
+/// that hold no escape.
+fn plain<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Option<[Option<Text<'b>>; N]> {
+    let body = str::from_utf8(body).ok()?;
+    let mut found = [const { None::<Text<'b>> }; N];
+    let mut rest = after_space(body).strip_prefix('{')?;
+    loop {
+        let (name, after_name) = plain_text(after_space(rest))?;
+        let after_colon = after_space(after_name).strip_prefix(':')?;
+        let (value, after_value) = plain_text(after_space(after_colon))?;
+        let mut slots = names.iter().zip(&mut found);
+        let (_, slot) = slots.find(|(known, _)| **known == name)?;
+        if slot.replace(Text(Cow::Borrowed(value))).is_some() {
+            return None;
+        }
+        let after_value = after_space(after_value);
+        match after_value.strip_prefix(',') {
+            Some(more) => rest = more,
+            None => {
+                let end = after_space(after_value.strip_prefix('}')?);
+                return end.is_empty().then_some(found);
+            }
+        }
+    }
+}
+
+/// The text that `input` begins with, quoted and without an escape, and what comes after it.
+fn plain_text(input: &str) -> Option<(&str, &str)> {
+    let input = input.strip_prefix('"')?;
+    let (text, rest) = input.split_at_checked(memchr(b'"', input.as_bytes())?)?;
+    // Without a way out of the loop, so that many bytes are looked at together.
+    let escapes = text
+        .bytes()
+        .fold(false, |found, byte| found | (byte < b' ') | (byte == b'\\'));
+    (!escapes).then_some((text, rest.strip_prefix('"')?))
+}
+
+/// What comes after the white space that `input` begins with (RFC 8259, section 2).
+fn after_space(input: &str) -> &str {
+    input.trim_start_matches([' ', '\t', '\n', '\r'])
+}
+
+/// The members of any body.
+fn general<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],
 ) -> Result<[Option<Text<'b>>; N], Error> {
@@ -33,6 +91,7 @@ pub(super) fn members<'b, const N: usize>(
 
 /// The text of a member: a part of the body, or unescaped from it and then wiped.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(test, derive(Debug))]
 pub(super) struct Text<'b>(Cow<'b, str>);
 
 impl Text<'_> {
@@ -180,7 +239,38 @@ impl<'b> Visitor<'b> for Ignored {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{prop_assert_eq, proptest};
+
     use super::*;
+
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+
+    #[test]
+    fn a_body_with_texts_that_hold_no_escape_is_plain() {
+        for body in [
+            r#"{"a":"1"}"#,
+            r#"{"c":"","a":"1"}"#,
+            "{\"b\" : \"2\" ,\r\n\t\"a\": \"é {\u{7f}\"} \n",
+        ] {
+            let members = plain(body.as_bytes(), NAMES);
+            assert_eq!(members, read(body.as_bytes()), "{body}");
+            assert!(members.is_some(), "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_plain_body_says_the_same_to_the_general_reader(
+            before in "[ \n{]{0,2}",
+            members in "([ \"]{0,2}[a-d]\"[ :]{1,2}\"[a-zé\\\\\u{1}]{0,3}[\" ,]{1,3}){0,4}",
+            after in "[ \n},\u{b}]{0,2}",
+        ) {
+            let body = before + &members + &after;
+            if let Some(members) = plain(body.as_bytes(), NAMES) {
+                prop_assert_eq!(Some(members), general(body.as_bytes(), NAMES).ok());
+            }
+        }
+    }
 
     #[test]
     fn members_are_found_by_name_in_any_order() {
@@ -290,8 +380,11 @@ mod tests {
     }
 
     fn read(body: &[u8]) -> Option<[Option<Text<'_>>; 3]> {
-        match members(body, ["a", "b", "c"]) {
-            Ok(found) => Some(found),
+        match members(body, NAMES) {
+            Ok(found) => {
+                assert_eq!(Some(&found), general(body, NAMES).ok().as_ref());
+                Some(found)
+            }
             Err(error) => {
                 assert_eq!(error.kind(), Kind::InvalidJson);
                 assert_eq!(error.to_string(), Kind::InvalidJson.row().text);

@@ -273,7 +273,8 @@ impl Front {
             return Err(Kind::HeadersTooLong.into());
         }
         let body = self.look_at(peer, &parts, body).await?;
-        let admitted = self.admit(peer, &mut parts, &body, id, context).await;
+        let admitted = self.admit(peer, &mut parts, &body, method, id, context);
+        let admitted = admitted.await;
         if let Err(error) = admitted {
             if let Ahead::Unread(body) = body {
                 tokio::spawn(discard(body));
@@ -371,6 +372,7 @@ impl Front {
         peer: &Peer,
         parts: &mut Parts,
         body: &Ahead,
+        method: usize,
         id: RequestId,
         context: &OnceLock<Arc<Context>>,
     ) -> Result<(), Error> {
@@ -397,7 +399,7 @@ impl Front {
         });
         let known = context.get_or_init(|| known);
         guard.kms.limits.request(&known.caller)?;
-        self.check_project(parts.uri.path(), &known.caller)
+        self.check_project(method, parts.uri.path(), &known.caller)
     }
 
     /// Whether a path needs no credential.
@@ -408,23 +410,15 @@ impl Front {
 
     /// Refuses a REST path of another project, before its body is read as JSON. Over gRPC the
     /// project is in the message.
-    fn check_project(&self, path: &str, caller: &Caller) -> Result<(), Error> {
-        if self.face != Face::Rest || self.method(path) == OTHER {
+    fn check_project(&self, method: usize, path: &str, caller: &Caller) -> Result<(), Error> {
+        if self.face != Face::Rest || method == OTHER {
             return Ok(());
         }
-        let rest = path
-            .strip_prefix("/v1.0/")
-            .and_then(|path| path.split_once("/kms/"));
-        match rest {
-            // A written-out project is compared here, and a percent-encoded one by the use case,
-            // which sees it decoded.
-            Some((project, _)) if !project.contains(['%', '/']) && !project.is_empty() => {
-                if project == caller.project.as_str() {
-                    Ok(())
-                } else {
-                    Err(Kind::ProjectMismatch.into())
-                }
+        match Plain::split(path) {
+            Some((project, _)) if project != caller.project.as_str() => {
+                Err(Kind::ProjectMismatch.into())
             }
+            // A project id that is percent-encoded is compared by the use case, which sees it decoded.
             _ => Ok(()),
         }
     }

@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -189,16 +190,22 @@ async fn converse(
     let turn = InTurn::new();
     let io = Corked::new(stream, turn.clone());
     let (read, wire) = (Arc::clone(&io.read), Arc::clone(&io.wire));
+    // Each has its own waker and is looked at only when that was woken, and not with every request.
+    let mut ends = FuturesUnordered::<Pin<Box<dyn Future<Output = End> + Send>>>::new();
+    ends.push(Box::pin(end_of_life(stop.clone(), age)));
+    ends.push(Box::pin(silence(read)));
+    ends.push(Box::pin(idle_after(stop, Arc::clone(&work))));
+    ends.push(Box::pin(gone_by(age, work)));
     let builder = builder(turn.clone());
     let connection = builder.serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection.into_owned());
-    let mut told = false;
-    let mut end = pin!(end_of_life(stop.clone(), age));
-    let connection = poll_fn(move |context| {
+    poll_fn(move |context| {
         turn.begin();
-        if !told && end.as_mut().poll(context).is_ready() {
-            told = true;
-            connection.as_mut().graceful_shutdown();
+        while let Poll::Ready(Some(end)) = ends.poll_next_unpin(context) {
+            match end {
+                End::Told => connection.as_mut().graceful_shutdown(),
+                End::Cut => return Poll::Ready(Ok(())),
+            }
         }
         let polled = connection.as_mut().poll(context);
         let mut wire = lock(&wire);
@@ -207,28 +214,32 @@ async fn converse(
             Poll::Ready(Err(error)) if polled.is_pending() => Poll::Ready(Err(error.into())),
             _ => polled,
         }
-    });
-    tokio::select! {
-        ended = connection => ended,
-        () = silence(&read) => Ok(()),
-        () = idle_after(stop, &work) => Ok(()),
-        () = gone_by(age, &work) => Ok(()),
-    }
+    })
+    .await
+}
+
+/// How a connection comes to its end, if its client does not end it.
+enum End {
+    /// The client is told to go, and what is in work is answered.
+    Told,
+    /// It is closed as it is.
+    Cut,
 }
 
 /// Completes when a client is to be told to go: when the server stops, or the connection is old. A
 /// tenth more or less keeps connections that were made together from being made anew together.
-async fn end_of_life(mut stop: watch::Receiver<bool>, age: Duration) {
+async fn end_of_life(mut stop: watch::Receiver<bool>, age: Duration) -> End {
     let jitter = getrandom::u32().unwrap_or_default() % 200;
     let age = age / 1000 * (900 + jitter);
     tokio::select! {
         _ = stop.wait_for(|stop| *stop) => {}
         () = tokio::time::sleep(age) => {}
     }
+    End::Told
 }
 
 /// Completes when a client that was told to go has not, and no answer is streamed to it.
-async fn gone_by(age: Duration, work: &Work) {
+async fn gone_by(age: Duration, work: Arc<Work>) -> End {
     tokio::time::sleep(age.saturating_add(age / 10).saturating_add(LEAVING)).await;
     // A whole store that is sent, or sealed anew, takes as long as it takes; and then its end is still
     // to be sent.
@@ -238,20 +249,22 @@ async fn gone_by(age: Duration, work: &Work) {
         }
         tokio::time::sleep(LEAVING).await;
     }
+    End::Cut
 }
 
 /// Completes if a client has not said its first words when it should have: the HTTP library waits
 /// without limit until it can tell HTTP/1 from HTTP/2.
-async fn silence(read: &AtomicUsize) {
+async fn silence(read: Arc<AtomicUsize>) -> End {
     tokio::time::sleep(FIRST_WORDS).await;
     if read.load(Ordering::Relaxed) >= PREFACE {
         std::future::pending::<()>().await;
     }
+    End::Cut
 }
 
 /// Completes when the server is stopping and nothing is in work on the connection: the HTTP library
 /// would wait for the rest of half a request.
-async fn idle_after(mut stop: watch::Receiver<bool>, work: &Work) {
+async fn idle_after(mut stop: watch::Receiver<bool>, work: Arc<Work>) -> End {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -269,6 +282,7 @@ async fn idle_after(mut stop: watch::Receiver<bool>, work: &Work) {
     if work.streamed.load(Ordering::Relaxed) {
         tokio::time::sleep(LEAVING).await;
     }
+    End::Cut
 }
 
 /// What is in work on a connection.
@@ -340,7 +354,7 @@ struct InTurn(Arc<Turn>);
 
 struct Turn {
     requests: AtomicUsize,
-    /// When the turn began, in microseconds after `since`.
+    /// When the turn's first request came, in microseconds after `since`.
     began: AtomicU64,
     since: Instant,
 }
@@ -363,7 +377,6 @@ impl InTurn {
     /// Begins another turn.
     fn begin(&self) {
         self.0.requests.store(0, Ordering::Relaxed);
-        self.0.began.store(self.now(), Ordering::Relaxed);
     }
 
     /// How many requests this turn has brought.
@@ -371,10 +384,19 @@ impl InTurn {
         self.0.requests.load(Ordering::Relaxed)
     }
 
-    /// Counts a request, and says whether it is still answered in this turn.
+    /// Counts a request, and says whether it is still answered in this turn. Its time begins with the
+    /// first.
     fn takes_another(&self) -> bool {
-        self.0.requests.fetch_add(1, Ordering::Relaxed) < Self::TURN
-            && self.now() - self.0.began.load(Ordering::Relaxed) < Self::TIME
+        match self.0.requests.fetch_add(1, Ordering::Relaxed) {
+            0 => {
+                self.0.began.store(self.now(), Ordering::Relaxed);
+                true
+            }
+            before => {
+                before < Self::TURN
+                    && self.now() - self.0.began.load(Ordering::Relaxed) < Self::TIME
+            }
+        }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "584,000 years fit")]
