@@ -96,9 +96,9 @@ async fn decryptions(
     let free_crowd = Crowd::new(&call, site.callers())?;
     let peak = free_crowd.closed(4, window).await?.goodput();
 
-    // A tenth more than a tenth each, so that nothing is left undone for want of a right to it.
+    // A third more than a tenth each, so that nothing is left undone for want of a right to it when calls come unevenly.
     let micros = f64::from(KeySpec::Rsa4096.micros(Work::Decrypt));
-    let cores = 1.1 * peak / CALLERS as f64 * micros / 1e6;
+    let cores = 4.0 / 3.0 * peak / CALLERS as f64 * micros / 1e6;
     let limit = format!("per_caller = {{ cores = {cores:.6}, burst = \"20ms\" }}");
     let bounded = Server::serve(binary, &bounded_site, &limit, launch)?;
     let call = asymmetric::decryptions(&bounded, key_id).await?;
