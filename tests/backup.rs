@@ -2,7 +2,6 @@
 
 mod program;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -14,10 +13,10 @@ use serde_json::json;
 use tonic::transport::Channel;
 
 use kmsgate::grpc::pb;
-use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
 use kmsgate::grpc::pb::operator_service_client::OperatorServiceClient;
 
-use crate::program::{Addresses, ENTRY, Grpc, Site, TOKEN, call, done, entry, fetch, refused, run};
+use crate::program::keys::{check, create, make};
+use crate::program::{Addresses, ENTRY, Grpc, Site, TOKEN, done, entry, fetch, refused, run};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_starts_on_a_backup_of_a_running_one_and_every_key_decrypts() {
@@ -63,7 +62,7 @@ async fn a_backup_that_has_begun_is_a_request_in_work_and_is_sent_whole_by_a_ser
     let site = Site::new("");
     let (mut program, at) = site.serve();
     for number in 0..KEYS {
-        create(at, &format!("k-{number}")).await;
+        create(at, &json!({ "key_alias": format!("k-{number}") })).await;
     }
     let endpoint = Channel::from_shared(format!("http://{}", at.grpc)).unwrap();
     let endpoint = endpoint
@@ -223,47 +222,11 @@ fn ended_well(arguments: Vec<String>) -> (String, String) {
 }
 
 /// The keys that were made, and a ciphertext under each.
-type Made = BTreeMap<String, Vec<u8>>;
-
-async fn make(at: Addresses, count: usize) -> Made {
-    let mut made = Made::new();
-    for number in 0..count {
-        let key = create(at, &format!("k-{number}")).await;
-        let mut grpc = Grpc::connect(at.grpc, TOKEN).await;
-        let request = grpc.ask(pb::EncryptDataRequest {
-            key_id: key.clone(),
-            plaintext: Some(Plaintext::PlainText(key.clone())),
-            ..pb::EncryptDataRequest::default()
-        });
-        let encrypted = grpc.crypto.encrypt_data(request).await.unwrap();
-        made.insert(key, encrypted.into_inner().cipher_text);
-    }
-    made
-}
-
-async fn create(at: Addresses, alias: &str) -> String {
-    let new = json!({ "key_alias": alias });
-    let key = call(at.rest, TOKEN, "create-key", &new).await.json();
-    key["key_info"]["key_id"].as_str().unwrap().to_owned()
-}
-
-async fn check(at: Addresses, made: &Made) {
-    let mut grpc = Grpc::connect(at.grpc, TOKEN).await;
-    for (key, cipher_text) in made {
-        let request = grpc.ask(pb::DecryptDataRequest {
-            cipher_text: cipher_text.clone(),
-            ..pb::DecryptDataRequest::default()
-        });
-        let opened = grpc.crypto.decrypt_data(request).await.unwrap();
-        assert_eq!(opened.into_inner().plain_text, *key);
-    }
-}
-
 /// Makes keys until it is told to stop, and says how many.
 async fn work(at: Addresses, stop: Arc<AtomicBool>) -> usize {
     let mut made = 0;
     while !stop.load(Ordering::Relaxed) {
-        create(at, &format!("meanwhile-{made}")).await;
+        create(at, &json!({ "key_alias": format!("meanwhile-{made}") })).await;
         made += 1;
     }
     made

@@ -2,15 +2,14 @@
 
 mod program;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
 use kmsgate::grpc::pb;
-use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
 
+use crate::program::keys::{Made, check, create, encrypt, make};
 use crate::program::{
     Addresses, ENTRY, Grpc, Program, Site, TOKEN, call, done, entry, fetch, refused,
 };
@@ -184,69 +183,6 @@ fn a_root_key_that_is_configured_twice_is_refused() {
     );
 }
 
-/// The keys that were made, and a ciphertext under each, or two if it was rotated.
-type Made = BTreeMap<String, Vec<Vec<u8>>>;
-
-/// Makes keys of several kinds and in several states, some with two versions.
-async fn make(at: Addresses, count: usize) -> Made {
-    let mut made = Made::new();
-    for number in 0..count {
-        let spec = match number {
-            0 => "RSA_2048",
-            1 => "SM2",
-            _ => "AES_256",
-        };
-        let new = json!({
-            "key_alias": format!("k-{number}"),
-            "key_spec": spec,
-            "key_usage": "ENCRYPT_DECRYPT"
-        });
-        let key = call(at.rest, TOKEN, "create-key", &new).await.json();
-        let key = key["key_info"]["key_id"].as_str().unwrap().to_owned();
-        let ciphertexts = if number < 2 {
-            Vec::new()
-        } else {
-            let mut ciphertexts = vec![encrypt(at, &key).await];
-            if number % 10 == 2 {
-                let rotate = json!({ "key_id": key });
-                call(at.rest, TOKEN, "rotate-on-demand", &rotate).await;
-                ciphertexts.push(encrypt(at, &key).await);
-            }
-            ciphertexts
-        };
-        made.insert(key, ciphertexts);
-    }
-    made
-}
-
-async fn encrypt(at: Addresses, key: &str) -> Vec<u8> {
-    let mut grpc = Grpc::connect(at.grpc, TOKEN).await;
-    let request = grpc.ask(pb::EncryptDataRequest {
-        key_id: key.to_owned(),
-        plaintext: Some(Plaintext::PlainText(key.to_owned())),
-        ..pb::EncryptDataRequest::default()
-    });
-    let encrypted = grpc.crypto.encrypt_data(request).await.unwrap();
-    encrypted.into_inner().cipher_text
-}
-
-/// Every key is there, and every ciphertext decrypts.
-async fn check(at: Addresses, made: &Made) {
-    let mut grpc = Grpc::connect(at.grpc, TOKEN).await;
-    for (key, ciphertexts) in made {
-        let described = call(at.rest, TOKEN, "describe-key", &json!({ "key_id": key })).await;
-        assert!(described.status.is_success(), "{described:?}");
-        for cipher_text in ciphertexts {
-            let request = grpc.ask(pb::DecryptDataRequest {
-                cipher_text: cipher_text.clone(),
-                ..pb::DecryptDataRequest::default()
-            });
-            let opened = grpc.crypto.decrypt_data(request).await.unwrap();
-            assert_eq!(opened.into_inner().plain_text, *key);
-        }
-    }
-}
-
 /// Makes, rotates, disables and enables keys until it is told to stop. Nothing may fail.
 async fn work(at: Addresses, stop: Arc<AtomicBool>) -> Made {
     let made = Mutex::new(Made::new());
@@ -255,8 +191,7 @@ async fn work(at: Addresses, stop: Arc<AtomicBool>) -> Made {
             break;
         }
         let new = json!({ "key_alias": format!("meanwhile-{number}") });
-        let key = call(at.rest, TOKEN, "create-key", &new).await.json();
-        let key = key["key_info"]["key_id"].as_str().unwrap().to_owned();
+        let key = create(at, &new).await;
         let mut ciphertexts = vec![encrypt(at, &key).await];
         let named = json!({ "key_id": key });
         for operation in ["rotate-on-demand", "disable-key", "enable-key"] {

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test uses its own part of this module")]
 
+pub(crate) mod keys;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
