@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{Request, Response};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -48,6 +49,10 @@ const LEAVING: Duration = Duration::from_secs(90);
 
 /// How often a connection of a stopping server is looked at.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// From how many bytes on an answer is a long one: of those, some may still be on their way when the
+/// answer is made and the client reads slowly.
+const LONG: u64 = 16 * 1024;
 
 /// The length of the HTTP/2 connection preface (RFC 9113, section 3.4). No HTTP/1.1 request is
 /// shorter.
@@ -183,6 +188,9 @@ async fn converse(
                 let place = place.streaming();
                 return Ok(answered.map(|body| body.hold(place)));
             }
+            if answered.body().size_hint().lower() > LONG {
+                place.work.long.store(true, Ordering::Relaxed);
+            }
             drop(place);
             Ok::<_, Infallible>(answered)
         }
@@ -279,7 +287,7 @@ async fn idle_after(mut stop: watch::Receiver<bool>, work: Arc<Work>) -> End {
         };
     }
     // The end of a long answer may still be on its way. When it is there the connection ends by itself.
-    if work.streamed.load(Ordering::Relaxed) {
+    if work.long.load(Ordering::Relaxed) {
         tokio::time::sleep(LEAVING).await;
     }
     End::Cut
@@ -291,8 +299,8 @@ struct Work {
     requests: AtomicUsize,
     /// Those among them whose answers are streamed.
     streams: AtomicUsize,
-    /// Whether there was one of these.
-    streamed: AtomicBool,
+    /// Whether there was one of these, or another long one.
+    long: AtomicBool,
 }
 
 /// Counts a request as in work on its connection until it is dropped.
@@ -313,7 +321,7 @@ impl Place {
     /// Notes that the answer is streamed.
     fn streaming(mut self) -> Self {
         self.work.streams.fetch_add(1, Ordering::Relaxed);
-        self.work.streamed.store(true, Ordering::Relaxed);
+        self.work.long.store(true, Ordering::Relaxed);
         self.streams = true;
         self
     }
@@ -582,9 +590,12 @@ impl AsyncWrite for Corked {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeSet;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+
+    use super::*;
 
     // The clock is paused and jumps to the next timer when nothing else is to do, so the limits below
     // take no time.
@@ -593,22 +604,33 @@ mod tests {
     async fn a_client_that_does_not_finish_its_first_words_is_left() {
         for words in ["", "PRI * HTTP/2.0", "P"] {
             let (mut client, _stop) = connected().await;
+            let begun = tokio::time::Instant::now();
             client.write_all(words.as_bytes()).await.unwrap();
             let mut answer = Vec::new();
             // A connection that was closed under unread bytes may end with a reset.
             let _ = client.read_to_end(&mut answer).await;
             assert!(answer.is_empty(), "{words:?}: {answer:?}");
+            assert_lasted(begun, FIRST_WORDS);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_finish_the_head_of_its_request_is_left() {
-        let (mut client, _stop) = connected().await;
+        let (client, _stop) = connected().await;
+        let begun = tokio::time::Instant::now();
+        let (mut reading, mut writing) = client.into_split();
         let head = b"POST / HTTP/1.1\r\nhost: localhost\r\nx-slow: ";
-        client.write_all(head).await.unwrap();
+        writing.write_all(head).await.unwrap();
+        // One more byte now and then gives it no more time.
+        tokio::spawn(async move {
+            while writing.write_all(b"a").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        });
         let mut answer = String::new();
-        let _ = client.read_to_string(&mut answer).await;
+        let _ = reading.read_to_string(&mut answer).await;
         assert!(!answer.contains("200 OK"), "{answer:?}");
+        assert_lasted(begun, IDLE);
     }
 
     #[tokio::test(start_paused = true)]
@@ -616,10 +638,12 @@ mod tests {
         let (mut client, _stop) = connected().await;
         // The preface and empty settings, and then not one word: no answer to any ping.
         let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        let begun = tokio::time::Instant::now();
         client.write_all(preface).await.unwrap();
         let mut frames = Vec::new();
         let _ = client.read_to_end(&mut frames).await;
         assert!(!frames.is_empty(), "the server said its settings first");
+        assert_lasted(begun, PING + PONG);
     }
 
     #[tokio::test]
@@ -715,7 +739,7 @@ mod tests {
         }
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
-        assert!(answer.ends_with(LONG), "{} bytes", answer.len());
+        assert!(answer.ends_with(LONG_ANSWER), "{} bytes", answer.len());
     }
 
     #[tokio::test(start_paused = true)]
@@ -745,9 +769,61 @@ mod tests {
         assert!(age >= AGE * 9 / 10 && age <= AGE * 12 / 10, "{age:?}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_were_made_together_do_not_end_together() {
+        let mut ages = BTreeSet::new();
+        for _ in 0..8 {
+            let (stream, _stop) = connected().await;
+            let begun = tokio::time::Instant::now();
+            let (_client, connection) = h2::client::handshake(stream).await.unwrap();
+            connection.await.unwrap();
+            ages.insert(begun.elapsed().as_secs());
+        }
+        assert!(ages.len() > 1, "{ages:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_go_when_it_is_told_is_cut_off() {
+        let (stream, _stop) = connected().await;
+        let begun = tokio::time::Instant::now();
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        let (waits, _) = client.send_request(get("/waits"), true).unwrap();
+        // It answers pings, and its request is never over.
+        let ended = tokio::time::timeout(AGE * 2, connection).await;
+        assert!(ended.is_ok() && waits.await.is_err(), "{ended:?}");
+        assert_lasted(begun, AGE + AGE / 10 + LEAVING);
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_outlasts_a_stop() {
+        let (mut client, stop) = connected().await;
+        let request = b"GET /long HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let mut first = [0; 1024];
+        client.read_exact(&mut first).await.unwrap();
+        stop.sender.send_replace(true);
+        // Longer than a connection that has nothing to say is left.
+        tokio::time::sleep(LAST_WORDS * 5).await;
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(
+            answer.len() > LONG_ANSWER.len() - first.len(),
+            "{}",
+            answer.len()
+        );
+        stop.served.await.unwrap();
+    }
+
+    /// No connection ends before its time by the clock of a test, and none a second after it.
+    fn assert_lasted(begun: tokio::time::Instant, expected: Duration) {
+        let lasted = begun.elapsed();
+        let bounds = expected..expected + Duration::from_secs(1);
+        assert!(bounds.contains(&lasted), "{lasted:?}");
+    }
+
     const AGE: Duration = Duration::from_secs(600);
 
-    const LONG: &[u8] = &[7; 32 * 1024 * 1024];
+    const LONG_ANSWER: &[u8] = &[7; 32 * 1024 * 1024];
 
     fn get(path: &str) -> Request<()> {
         let uri = format!("http://localhost{path}");
@@ -765,7 +841,7 @@ mod tests {
                     tokio::time::sleep(AGE).await;
                     axum::body::Body::empty()
                 }
-                "/long" => LONG.into(),
+                "/long" => LONG_ANSWER.into(),
                 _ => axum::body::Body::empty(),
             };
             Response::new(Body::Other(body))
