@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use http::{HeaderMap, Method, Uri};
+use rcgen::{CertificateParams, KeyPair, SanType};
 use tempfile::TempDir;
 
 use kmsgate::auth::aksk::AccessKeys;
 use kmsgate::auth::file::{FileError, Refresh};
+use kmsgate::auth::mtls::{Certificate, ClientCertificates, Rule, Rules};
 use kmsgate::auth::token::{Entry, Tokens, hash};
 use kmsgate::auth::{AuthError, Authenticator, Chain, Evidence, Peer};
-use kmsgate::domain::caller::{Action, Caller};
+use kmsgate::domain::caller::{Action, Actions, Caller};
 use kmsgate::domain::time::{Clock, Timestamp};
 
 #[tokio::test]
@@ -61,6 +63,45 @@ async fn a_token_expires_on_the_dot() {
 async fn a_request_without_a_token_is_left_to_the_next_authenticator() {
     let tokens = TokenFile::new(&[ENTRY]).load();
     assert!(ask(&tokens, &published()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_proxy_s_certificate_does_not_stand_for_the_proxy_s_clients() {
+    const PROXY: &str = "spiffe://example.org/ns/ingress/sa/proxy";
+    let mut parameters = CertificateParams::default();
+    let name = SanType::URI(PROXY.try_into().unwrap());
+    parameters.subject_alt_names = vec![name];
+    let der = parameters
+        .self_signed(&KeyPair::generate().unwrap())
+        .unwrap();
+    let peer = Peer {
+        certificate: Some(Certificate::parse(der.der()).unwrap()),
+        ..Peer::unix(0)
+    };
+    let rule = Rule {
+        identity: PROXY.parse().unwrap(),
+        project: PROJECT.parse().unwrap(),
+        roles: Arc::default(),
+        actions: Actions::ALL,
+    };
+    let rules = Arc::new(Rules::new(vec![rule]));
+    let new = || ClientCertificates::new(Arc::clone(&rules), TestClock::at(NOW));
+    let own = Request::default();
+    let client = Request::with("x-forwarded-client-cert", "URI=spiffe://example.org/x");
+    for (certificates, request, expected) in [
+        (new(), &own, Some(PROXY)),
+        // Where nobody is believed it is a header like any other.
+        (new(), &client, Some(PROXY)),
+        (new().leaving_forwarded(), &own, Some(PROXY)),
+        (new().leaving_forwarded(), &client, None),
+    ] {
+        let evidence = Evidence {
+            peer: &peer,
+            ..request.evidence()
+        };
+        let caller = certificates.authenticate(&evidence).await.unwrap();
+        assert_eq!(caller.as_ref().map(|caller| &*caller.name), expected);
+    }
 }
 
 #[test]

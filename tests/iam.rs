@@ -320,6 +320,44 @@ async fn a_service_that_fails_is_asked_again_and_then_left_alone() {
     assert!(!world.keystone.rests());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_service_that_hangs_is_one_that_is_not_there() {
+    let world = World::new().await;
+    world.token("good", &subject(600, Some(PROJECT), &["reader"]));
+    world.token("late", &subject(600, Some(PROJECT), &["reader"]));
+    assert!(world.ask("good").await.is_ok());
+    let gate = world.hold();
+    let begun = tokio::time::Instant::now();
+    let told = world.ask("late").await;
+    assert!(matches!(told, Err(AuthError::IamUnavailable)), "{told:?}");
+    // By default a request may take ten seconds.
+    assert!(begun.elapsed() < Duration::from_secs(6));
+    assert!(world.ask("good").await.is_ok(), "who is known goes on");
+    gate.add_permits(100);
+    assert!(world.ask("late").await.is_ok());
+}
+
+#[tokio::test]
+async fn what_one_token_makes_a_service_answer_closes_it_to_no_other() {
+    let world = World::new().await;
+    world.token("good", &subject(600, Some(PROJECT), &["reader"]));
+    world.fail_next(StatusCode::TOO_MANY_REQUESTS, 20);
+    for number in 0..20 {
+        let told = world.ask(&format!("many-{number}")).await;
+        assert!(matches!(told, Err(AuthError::IamUnavailable)), "{told:?}");
+    }
+    for answer in ["{}".to_owned(), "x".repeat(300 * 1024)] {
+        world.state.lock().unwrap().answer = Some(answer);
+        for number in 0..10 {
+            let told = world.ask(&format!("odd-{number}")).await;
+            assert!(matches!(told, Err(AuthError::IamUnavailable)), "{told:?}");
+        }
+    }
+    world.state.lock().unwrap().answer = None;
+    assert!(!world.keystone.rests());
+    assert!(world.ask("good").await.is_ok());
+}
+
 #[tokio::test]
 async fn garbage_does_not_make_a_service_look_ill() {
     let world = World::new().await;

@@ -153,13 +153,26 @@ impl Rules {
 #[derive(Debug)]
 pub struct ClientCertificates {
     rules: Arc<Rules>,
+    leaves_forwarded: bool,
     clock: Arc<dyn Clock>,
 }
 
 impl ClientCertificates {
     /// Asks `rules` about the certificate of a connection.
     pub const fn new(rules: Arc<Rules>, clock: Arc<dyn Clock>) -> Self {
-        Self { rules, clock }
+        Self {
+            rules,
+            leaves_forwarded: false,
+            clock,
+        }
+    }
+
+    /// Leaves requests with `x-forwarded-client-cert` to [`Forwarded`]: they are from a proxy's clients, for
+    /// whom the proxy's own certificate does not stand.
+    #[must_use]
+    pub const fn leaving_forwarded(mut self) -> Self {
+        self.leaves_forwarded = true;
+        self
     }
 }
 
@@ -169,6 +182,9 @@ impl Authenticator for ClientCertificates {
         let Some(certificate) = &request.peer.certificate else {
             return Ok(None);
         };
+        if self.leaves_forwarded && request.headers.contains_key(FORWARDED) {
+            return Ok(None);
+        }
         let mapped = certificate
             .caller
             .get_or_init(|| self.rules.caller(&certificate.identities));

@@ -831,7 +831,12 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
     let rules = Arc::new(identity_rules(&config.auth.mtls));
     if config.asks_for_certificates() {
         let clock = Arc::clone(clock);
-        authenticators.push(Arc::new(ClientCertificates::new(Arc::clone(&rules), clock)));
+        let certificates = ClientCertificates::new(Arc::clone(&rules), clock);
+        authenticators.push(Arc::new(if config.auth.forwarded.is_some() {
+            certificates.leaving_forwarded()
+        } else {
+            certificates
+        }));
     }
     if let Some(forwarded) = &config.auth.forwarded {
         let believed = forwarded.peers.iter().map(|peer| match peer {

@@ -105,6 +105,14 @@ ok "a token in the file goes on as before"
 expect() {
   post "$kms/${4-$shop}/kms" encrypt-data "$request" --header "x-auth-token: $3"
   equal "$1, $body" "$2" "$status$(jq -r '.error.error_code // empty | " " + .' <<<"$body")"
+  local answer code=0
+  answer=$(grpcurl -plaintext -H "x-auth-token: $3" -d "{\"project_id\":\"${4-$shop}\",${request#\{}" "127.0.0.1:$grpc_port" \
+    kmsgate.v1.CryptoService/EncryptData 2>&1) || code=$?
+  if [[ $2 == 200 ]]; then
+    equal "$1, over gRPC, $answer" 0 "$code"
+  else
+    contains "$1, over gRPC" "${2#* }" "$answer"
+  fi
 }
 token=$(login alice alice-secret shop)
 issued=$SECONDS
@@ -142,6 +150,7 @@ ok "an expired token is refused, and the own token is renewed"
 
 kill -STOP "$keystone"
 expect 'somebody known, while Keystone hangs' 200 "$known"
+expect 'somebody new, while Keystone hangs' '503 APIGW.0613' "$unknown"
 kill -CONT "$keystone"
 kill -KILL "$keystone"
 wait "$keystone" 2>/dev/null || true

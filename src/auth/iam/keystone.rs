@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderName, Request, Response};
-use http_body_util::Full;
+use http_body_util::{Full, LengthLimitError};
 use serde::Deserialize;
 use serde_json::json;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -133,7 +133,8 @@ pub(super) enum Fault {
     /// It is not there, or not well. The next time may be better.
     #[error("{0}")]
     Transient(String),
-    /// It does not let this service ask.
+    /// It is there, and does not let this service ask, or does not answer what was asked. To ask again at once
+    /// is of no use, and others may be answered.
     #[error("{0}")]
     Refused(&'static str),
     /// It does not know our own token, or refuses the one that it is asked about with the same words.
@@ -146,7 +147,13 @@ pub(super) enum Fault {
 
 impl From<FetchError> for Fault {
     fn from(error: FetchError) -> Self {
-        Self::Transient(error.to_string())
+        match error {
+            FetchError::Answer(what) => Self::Refused(what),
+            FetchError::Body(cause) if cause.is::<LengthLimitError>() => {
+                Self::Refused("an answer is too long")
+            }
+            error => Self::Transient(error.to_string()),
+        }
     }
 }
 
@@ -380,7 +387,9 @@ impl Keystone {
 fn fault(answer: &Response<Bytes>) -> Fault {
     match answer.status().as_u16() {
         403 => Fault::Refused("this service may not ask about tokens"),
-        status @ (429 | 500..) => Fault::Transient(format!("answered {status}")),
+        // Whoever floods it with tokens must not close it to the others.
+        429 => Fault::Refused("it is asked too often"),
+        status @ 500.. => Fault::Transient(format!("answered {status}")),
         _ => Fault::Refused("it is not an IAM service, or at another path"),
     }
 }

@@ -27,6 +27,7 @@ use quick_cache::sync::Cache;
 use quick_cache::unsync;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::auth::entry;
@@ -57,6 +58,10 @@ const QUESTIONS: usize = 256;
 /// The most requests that wait for answers, in all and from one source.
 const WAITING: usize = 8192;
 const WAITING_EACH: usize = 4096;
+
+/// How long a request waits for an answer: less than it may take itself by the usual limits, so that its
+/// caller hears what is missing. The question goes on, and may serve the next.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many tokens that are not good a peer may send at once, how many more a second, and what it owes
 /// at most, in nanoseconds.
@@ -185,9 +190,11 @@ impl Iam {
         let place = self.0.waiting.take(peer.origin.source());
         let _place = place.ok_or(AuthError::Throttled)?;
         let mut answer = self.answer(token, hash, peer)?;
-        // Fails if the question came to no end, which is a bug that was logged.
-        let told = answer.wait_for(Option::is_some).await;
-        let told = told.map_err(|_| AuthError::IamUnavailable)?;
+        let told = timeout(PATIENCE, answer.wait_for(Option::is_some)).await;
+        // Late, or the question came to no end, which is a bug that was logged.
+        let Ok(Ok(told)) = told else {
+            return Err(AuthError::IamUnavailable);
+        };
         told.clone().ok_or(AuthError::IamUnavailable)
     }
 
