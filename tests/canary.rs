@@ -84,6 +84,8 @@ async fn a_server_and_a_gateway_write_no_secret() {
     let free = "127.0.0.1:0";
     let (gateway, front) = Program::serve([
         "gateway",
+        "--shutdown-lag",
+        "0ms",
         "--upstream",
         &upstream,
         "--rest",

@@ -395,6 +395,31 @@ fn secrets_that_others_may_read_are_refused() {
     }
 }
 
+#[tokio::test]
+async fn a_gateway_that_stops_serves_on_until_others_know() {
+    let free = "127.0.0.1:0";
+    let (mut gateway, at) = Program::serve([
+        "gateway",
+        "--shutdown-lag",
+        "2s",
+        "--upstream",
+        "http://127.0.0.1:1",
+        "--rest",
+        free,
+        "--admin",
+        free,
+    ]);
+    gateway.signal(Signal::TERM);
+    let deadline = Instant::now() + PATIENCE;
+    while fetch(at.admin, "/readyz").await.status != StatusCode::SERVICE_UNAVAILABLE {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let answer = call(at.rest, TOKEN, "list-keys", &json!({})).await;
+    assert_eq!(answer.code(), "APIGW.0201", "{answer:?}");
+    assert!(gateway.ended().success());
+}
+
 #[test]
 fn a_server_leaves_no_core_and_belongs_to_no_debugger() {
     let dir = TempDir::new().unwrap();
@@ -967,6 +992,7 @@ async fn a_gateway_does_not_wait_longer_than_it_was_told() {
 fn a_gateway_with_a_bad_argument_is_refused() {
     for arguments in [
         ["--timeout", "5"],
+        ["--shutdown-lag", "5"],
         ["--upstream", "no url"],
         ["--log", "=,="],
     ] {
@@ -1048,6 +1074,8 @@ fn start_gateway(upstream: SocketAddr, timeout: &str) -> (Program, Addresses) {
     let free = "127.0.0.1:0";
     Program::serve([
         "gateway",
+        "--shutdown-lag",
+        "0ms",
         "--upstream",
         &upstream,
         "--timeout",

@@ -78,6 +78,8 @@ async fn commands_and_a_gateway_ask_over_a_unix_socket() {
     let rest = format!("unix:{}", site.name("gateway.sock"));
     let (gateway, _) = Program::serve([
         "gateway",
+        "--shutdown-lag",
+        "0ms",
         "--upstream",
         &server,
         "--rest",

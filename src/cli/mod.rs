@@ -125,6 +125,10 @@ struct Gateway {
     /// How long the upstream may take to answer: a number and ms, s or m
     #[arg(long, value_name = "TIME", default_value = "10s")]
     timeout: String,
+
+    /// How long to go on after saying "not ready", so that whoever sends requests here hears of it
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    shutdown_lag: String,
     /// Which log lines are written to standard error
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,

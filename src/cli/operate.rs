@@ -37,6 +37,8 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
     })?;
     let timeout = parse_duration(&asked.timeout)
         .ok_or("--timeout: expected a whole number and ms, s or m, such as 10s")?;
+    let lag = parse_duration(&asked.shutdown_lag)
+        .ok_or("--shutdown-lag: expected a whole number and ms, s or m, such as 5s")?;
     let stop = stop_signal()?;
     let files = (&asked.tls_certificate_file, &asked.tls_private_key_file);
     let tls = match files {
@@ -74,7 +76,7 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
     };
     let rest = server::bind(&asked.rest).await?;
     let admin = server::bind(&asked.admin).await?;
-    server::serve_gateway(rest, tls.as_ref(), admin, upstream, files, stop).await?;
+    server::serve_gateway(rest, tls.as_ref(), admin, upstream, files, lag, stop).await?;
     Ok(())
 }
 

@@ -614,14 +614,15 @@ async fn tell_of_store(freshness: Arc<Freshness>, readiness: Readiness, health: 
     }
 }
 
-/// Serves REST in front of a remote kmsgate until `stop` completes, and reads `files` again when they
-/// change.
+/// Serves REST in front of a remote kmsgate until `stop` completes and for `lag` after that, and reads `files`
+/// again when they change.
 pub async fn serve_gateway(
     rest: Listener,
     tls: Option<&config::Tls>,
     admin_listener: Listener,
     upstream: gateway::Upstream,
     mut files: Vec<Arc<dyn Refresh>>,
+    lag: Duration,
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let tls = load_tls(tls)?;
@@ -663,6 +664,7 @@ pub async fn serve_gateway(
     stop.await;
     readiness.stop();
     tracing::info!("stopping");
+    tokio::time::sleep(lag).await;
     draining.send_replace(true);
     let _ = serving.await;
     refreshing.abort();

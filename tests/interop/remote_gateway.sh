@@ -8,7 +8,7 @@ load_env "$scratch/dev/dev.env"
 upstream=$server
 
 port=$(free_port)
-"$kmsgate" gateway --upstream "http://$KMSGATE_GRPC" --rest "127.0.0.1:$port" --admin 127.0.0.1:0 >"$scratch/gateway.log" 2>&1 </dev/null &
+"$kmsgate" gateway --shutdown-lag 0ms --upstream "http://$KMSGATE_GRPC" --rest "127.0.0.1:$port" --admin 127.0.0.1:0 >"$scratch/gateway.log" 2>&1 </dev/null &
 gateway=$!
 started+=("$gateway")
 rest=http://127.0.0.1:$port/v1.0/$KMSGATE_PROJECT/kms
