@@ -1,7 +1,7 @@
 //! Many replicas under faults: real processes, a load of every operation, and what may never happen.
 //!
 //! ```text
-//! tests/cluster/run                the short form, 36 faults
+//! tests/cluster/run                the short form, 38 faults
 //! tests/cluster/run 2000           as many
 //! tests/cluster/run 2000 SEED      the same plan again
 //! tests/cluster/run --sqlite 100   one replica over SQLite, and the faults that there are then
@@ -310,7 +310,7 @@ impl Arguments {
         Self {
             faults: numbers
                 .first()
-                .map_or(36, |&faults| usize::try_from(faults).unwrap()),
+                .map_or(38, |&faults| usize::try_from(faults).unwrap()),
             seed: numbers.get(1).copied().unwrap_or(since.as_secs()),
             sqlite,
             programs: Programs {

@@ -45,6 +45,28 @@ start_etcd plain --listen-client-urls "http://127.0.0.1:$client_port" --advertis
   fail "the battery: $(tail -n 40 battery.log)"
 contains result '0 failed' "$(<battery.log)"
 ok "the battery of the stores passes over etcd: $(grep -o '[0-9]* passed' battery.log)"
+
+plain=etcd:http://127.0.0.1:$client_port
+here=(--token-file operator.token)
+token=(-H "x-auth-token: $(<operator.token)")
+serve file ''
+moved=$("$kmsgate" key create moved --server "http://127.0.0.1:$grpc_port" "${here[@]}")
+post "http://127.0.0.1:$rest_port/v1.0/$project/kms" encrypt-data "{\"key_id\":\"$moved\",\"plain_text\":\"on the way\"}" "${token[@]}"
+sealed=$(jq -r .cipher_text <<<"$body")
+stop "$server"
+"$kmsgate" store copy --config file.toml --from sqlite:keys.db --to "$plain" >made 2>&1 || fail "$(<made)"
+store="{ kind = \"etcd\", endpoints = [\"${plain#etcd:}\"] }" serve cluster ''
+post "http://127.0.0.1:$rest_port/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
+equal "answer $body" 'on the way' "$(jq -r .plain_text <<<"$body")"
+"$kmsgate" key rotate "$moved" --server "http://127.0.0.1:$grpc_port" "${here[@]}" >made
+stop "$server"
+"$kmsgate" store copy --config cluster.toml --from config --to sqlite:back.db >made 2>&1 || fail "$(<made)"
+store='{ kind = "sqlite", path = "back.db" }' serve back ''
+post "http://127.0.0.1:$rest_port/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
+equal "answer $body" 'on the way' "$(jq -r .plain_text <<<"$body")"
+stop "$server"
+contains check 'the store is good: keys 1, versions of them 2' "$("$kmsgate" store check --config back.toml)"
+ok "a store moves from a file to etcd and back"
 stop "$etcd" || true
 
 client_port=$(free_port) peer_port=$(free_port)
@@ -78,8 +100,6 @@ contains log 'waiting for the key store' "$(<one.log)"
 one=$server one_admin=$admin_port one_grpc=$grpc_port one_rest=http://127.0.0.1:$rest_port/v1.0/$project/kms
 serve two ''
 two_admin=$admin_port two_grpc=$grpc_port two_rest=http://127.0.0.1:$rest_port/v1.0/$project/kms
-here=(--token-file operator.token)
-token=(-H "x-auth-token: $(<operator.token)")
 key=$("$kmsgate" key create orders --server "http://127.0.0.1:$one_grpc" "${here[@]}")
 post "$one_rest" encrypt-data "{\"key_id\":\"$key\",\"plain_text\":\"hello world\"}" "${token[@]}"
 equal "status, $body" 200 "$status"
