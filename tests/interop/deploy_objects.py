@@ -56,6 +56,11 @@ REFUSED = [
     ({"resources": {"requests": {"cpu": None}}}, "resources.requests.cpu"),
     ({"podSecurityContext": {"runAsUser": 0}}, "runAsUser"),
     ({"networkPolicy": {"dnsPort": 0}}, "dnsPort"),
+    # To Kubernetes an empty list is everybody.
+    ({"networkPolicy": {"callers": []}}, "callers"),
+    ({"networkPolicy": {"dns": []}}, "dns"),
+    ({"networkPolicy": {"etcd": []}}, "etcd"),
+    ({"autoscaling": {"minReplicas": 11}}, "minReplicas"),
     ({"config": {"lagSeconds": "5s"}}, "lagSeconds"),
     ({"mesh": "istio"}, "one of them encrypts"),
     ({"tls": {"enabled": False}}, "nothing would encrypt"),

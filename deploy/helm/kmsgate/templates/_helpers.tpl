@@ -75,6 +75,9 @@ that kmsgate.toml names files of, for a pod whose Secret is not there does not s
 {{- if not (or .Values.rootKey.file (regexMatch `(?m)^\s*\[pkcs11\]` .Values.config.extra)) -}}
 {{- fail "without rootKey.file, config.extra needs [pkcs11] with a root_key" -}}
 {{- end -}}
+{{- if and (eq .Values.mesh "linkerd") (semverCompare "<1.29-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail "mesh: linkerd needs Kubernetes 1.29, where a sidecar may start before its pod's containers" -}}
+{{- end -}}
 {{- $identities := and (eq .Values.mesh "istio") .Values.istio.identities -}}
 {{- $others := regexMatch `(?m)^\s*\[+auth\.(iam|jwt|mtls)\]` .Values.config.extra -}}
 {{- if not (or .Values.credentials.tokens .Values.credentials.accessKeys $identities $others) -}}
@@ -82,6 +85,9 @@ that kmsgate.toml names files of, for a pod whose Secret is not there does not s
 {{- end -}}
 {{- if and (eq .Values.store.kind "etcd") .Values.autoscaling.enabled (not (dig "requests" "cpu" "" .Values.resources)) -}}
 {{- fail "autoscaling counts in parts of resources.requests.cpu, which is not set" -}}
+{{- end -}}
+{{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) -}}
+{{- fail "autoscaling.minReplicas is more than autoscaling.maxReplicas" -}}
 {{- end -}}
 {{- end -}}
 

@@ -146,8 +146,8 @@ spec:
         - pod-template-hash
     - maxSkew: 1
       topologyKey: kubernetes.io/hostname
-      # Not two on one node while another has none, save on nodes that take no pods.
-      whenUnsatisfiable: DoNotSchedule
+      # On different nodes, but rather two on one than one that waits because another node is full.
+      whenUnsatisfiable: ScheduleAnyway
       nodeTaintsPolicy: Honor
       labelSelector:
         matchLabels:
