@@ -13,7 +13,8 @@ use std::iter;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::thread;
+use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -30,17 +31,37 @@ const QUEUE: usize = 16_384;
 /// push out what was done.
 const REFUSALS: usize = QUEUE / 2;
 
-/// How long the thread rests when it has written all. Waking it for each of many refusals cost more than
-/// refusing them. What is lost with a machine is at most so much older.
+/// How long the thread rests when it has written all, unless so many events wait that it writes them
+/// [`TOGETHER`]. Waking it for each of many refusals cost more than refusing them; but requests wait while it
+/// writes on their core, so it must not come to write very many. What is lost with a machine is at most so
+/// much older.
 const REST: Duration = Duration::from_millis(10);
 
 /// Writes events as JSON lines.
 pub struct JsonLines {
     queue: Option<SyncSender<Entry>>,
-    /// How many refusals wait in the queue.
-    refusals: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
+    thread: Thread,
     writer: Mutex<Option<JoinHandle<()>>>,
     lost: Arc<Lost>,
+}
+
+/// How many events wait in the queue.
+#[derive(Default)]
+struct Waiting {
+    events: AtomicUsize,
+    /// The refusals among them.
+    refusals: AtomicUsize,
+}
+
+impl Waiting {
+    /// Counts an event that was taken out of the queue, or never came into it.
+    fn less(&self, is_refusal: bool) {
+        self.events.fetch_sub(1, Ordering::Relaxed);
+        if is_refusal {
+            self.refusals.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// An event on its way.
@@ -53,17 +74,16 @@ impl JsonLines {
     /// Writes to `out`.
     pub fn new(out: impl Write + Send + 'static) -> io::Result<Self> {
         let (queue, events) = sync_channel(QUEUE);
-        let refusals = Arc::new(AtomicUsize::new(0));
+        let waiting = Arc::new(Waiting::default());
         let lost = Arc::new(Lost::default());
-        let writer = std::thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn({
-                let (refusals, lost) = (Arc::clone(&refusals), Arc::clone(&lost));
-                move || write(out, &events, &refusals, &lost)
-            })?;
+        let writer = thread::Builder::new().name("audit".to_owned()).spawn({
+            let (waiting, lost) = (Arc::clone(&waiting), Arc::clone(&lost));
+            move || write(out, &events, &waiting, &lost)
+        })?;
         Ok(Self {
             queue: Some(queue),
-            refusals,
+            waiting,
+            thread: writer.thread().clone(),
             writer: Mutex::new(Some(writer)),
             lost,
         })
@@ -79,21 +99,24 @@ impl Sink for JsonLines {
     fn record(&self, event: &Event<'_>) {
         let Some(queue) = &self.queue else { return };
         let is_refusal = matches!(event.outcome, Outcome::Refused(_));
-        if is_refusal && self.refusals.fetch_add(1, Ordering::Relaxed) >= REFUSALS {
-            self.refusals.fetch_sub(1, Ordering::Relaxed);
+        let refusals = &self.waiting.refusals;
+        if is_refusal && refusals.fetch_add(1, Ordering::Relaxed) >= REFUSALS {
+            refusals.fetch_sub(1, Ordering::Relaxed);
             return self.lost.add("too many refusals wait");
         }
         let entry = Entry {
             line: line(event),
             is_refusal,
         };
+        let before = self.waiting.events.fetch_add(1, Ordering::Relaxed);
         if let Err(TrySendError::Full(entry) | TrySendError::Disconnected(entry)) =
             queue.try_send(entry)
         {
-            if entry.is_refusal {
-                self.refusals.fetch_sub(1, Ordering::Relaxed);
-            }
-            self.lost.add("the queue is full");
+            self.waiting.less(entry.is_refusal);
+            return self.lost.add("the queue is full");
+        }
+        if before + 1 == TOGETHER {
+            self.thread.unpark();
         }
     }
 }
@@ -116,7 +139,7 @@ impl fmt::Debug for JsonLines {
 
 /// Writes every event, and returns when no more can come. What waits is written together: a call of the
 /// system for each of many refusals cost about as much as refusing them.
-fn write(mut out: impl Write, events: &Receiver<Entry>, refusals: &AtomicUsize, lost: &Lost) {
+fn write(mut out: impl Write, events: &Receiver<Entry>, all: &Waiting, lost: &Lost) {
     let mut torn = false;
     while let Ok(first) = events.recv() {
         let mut waiting = iter::once(first).chain(events.try_iter()).peekable();
@@ -125,14 +148,12 @@ fn write(mut out: impl Write, events: &Receiver<Entry>, refusals: &AtomicUsize, 
             while lines.ends.len() < TOGETHER
                 && let Some(Entry { line, is_refusal }) = waiting.next()
             {
-                if is_refusal {
-                    refusals.fetch_sub(1, Ordering::Relaxed);
-                }
+                all.less(is_refusal);
                 lines.add(&line);
             }
             lines.write(&mut out, &mut torn, lost);
         }
-        std::thread::sleep(REST);
+        thread::park_timeout(REST);
     }
 }
 
@@ -371,7 +392,7 @@ mod tests {
         let half = (2 * QUEUE - REFUSALS) as u64;
         assert!((half - TOGETHER as u64..=half).contains(&lost), "{lost}");
         assert_eq!(lost_then, lost, "there is room for what was done");
-        while sink.refusals.load(Ordering::Relaxed) > 0 {
+        while sink.waiting.refusals.load(Ordering::Relaxed) > 0 {
             std::thread::yield_now();
         }
         sink.record(&refusal);
