@@ -13,6 +13,9 @@ const STOPS: usize = 50;
 /// How long each replica is asked after a stop: longer than anything takes.
 const WATCHED: Duration = Duration::from_millis(400);
 
+/// By when 99 of 100 must have been heard.
+const HEARD: Duration = Duration::from_millis(300);
+
 /// Stops a key at one replica after the other while all are asked without a pause; of each stop and each
 /// other replica, how long after the acknowledgement the last request was sent that succeeded.
 pub(crate) async fn stops(callers: &Callers) -> Vec<Duration> {
@@ -32,7 +35,12 @@ pub(crate) async fn stops(callers: &Callers) -> Vec<Duration> {
         });
         let asking: Vec<_> = asking.collect();
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let told = callers.change(at, &key, Change::Disable).await;
+        // In turn by a disable and by a deletion, which is taken back.
+        let (stop, back) = match stop % 2 {
+            0 => (Change::Disable, None),
+            _ => (Change::Schedule, Some(Change::Cancel)),
+        };
+        let told = callers.change(at, &key, stop).await;
         let acknowledged = Instant::now();
         tokio::time::sleep(WATCHED).await;
         ended.store(true, Ordering::Relaxed);
@@ -41,7 +49,11 @@ pub(crate) async fn stops(callers: &Callers) -> Vec<Duration> {
             let late = last.map(|last| last.saturating_duration_since(acknowledged));
             heard.push(late.unwrap_or_default());
         }
-        if told != Told::Done || callers.change(at, &key, Change::Enable).await != Told::Done {
+        let mut done = told == Told::Done;
+        for change in back.into_iter().chain([Change::Enable]) {
+            done &= callers.change(at, &key, change).await == Told::Done;
+        }
+        if !done {
             callers
                 .book
                 .wrong("a key is not stopped, or not enabled, when nothing is wrong");
@@ -49,6 +61,14 @@ pub(crate) async fn stops(callers: &Callers) -> Vec<Duration> {
         }
     }
     heard.sort_unstable();
+    if heard
+        .get(heard.len() * 99 / 100)
+        .is_some_and(|late| *late > HEARD)
+    {
+        callers
+            .book
+            .wrong("a stop is heard late when nothing is wrong");
+    }
     heard
 }
 
