@@ -27,8 +27,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::program::{
-    Addresses, Answer, PATIENCE, PROJECT, Program, Site, TOKEN, call, done, fetch, refused, run,
-    send,
+    Addresses, Answer, Grpc, PATIENCE, PROJECT, Program, Site, TOKEN, call, done, fetch, refused,
+    run, send,
 };
 
 const BILLING: &str = "spiffe://example.org/ns/shop/sa/billing";
@@ -213,19 +213,19 @@ async fn a_required_certificate_is_required_and_a_bad_one_is_never_good() {
         let site = Tls::new(mode, RULES);
         let (_program, at) = site.serve();
         let nobody = Client::of(&site.ca);
-        assert_eq!(nobody.is_let_in(at.rest).await, without, "{mode}");
+        assert_eq!(nobody.is_let_in(at).await, without, "{mode}");
         let good = Client::of(&site.ca).with(&site.ca, &[uri(BILLING)], HOUR);
-        assert!(good.is_let_in(at.rest).await, "{mode}");
+        assert!(good.is_let_in(at).await, "{mode}");
         let foreign = Client::of(&site.ca).with(&other, &[uri(BILLING)], HOUR);
-        assert!(!foreign.is_let_in(at.rest).await, "{mode}: another CA");
+        assert!(!foreign.is_let_in(at).await, "{mode}: another CA");
         let of_a_server = Client::of(&site.ca).using(site.ca.issue(
             &[uri(BILLING)],
             HOUR,
             ExtendedKeyUsagePurpose::ServerAuth,
         ));
-        assert!(!of_a_server.is_let_in(at.rest).await, "{mode}: a server's");
+        assert!(!of_a_server.is_let_in(at).await, "{mode}: a server's");
         let ended = Client::of(&site.ca).with(&site.ca, &[uri(BILLING)], -HOUR);
-        assert!(!ended.is_let_in(at.rest).await, "{mode}: expired");
+        assert!(!ended.is_let_in(at).await, "{mode}: expired");
     }
 }
 
@@ -280,7 +280,7 @@ async fn files_change_under_running_connections_and_bad_ones_change_nothing() {
         .wait_for(|log| log.contains("is another certificate's"));
     let metrics = fetch(at.admin, "/metrics").await.text;
     assert_eq!(metric(&metrics, "kmsgate_stale_credential_files"), 1);
-    assert!(client.is_let_in(at.rest).await);
+    assert!(client.is_let_in_over_rest(at.rest).await);
 
     // Other CAs on both sides. The connection that stands goes on.
     let other = Ca::new();
@@ -300,13 +300,13 @@ async fn files_change_under_running_connections_and_bad_ones_change_nothing() {
     let answer = ask(&mut standing, post(at.rest, "list-keys", &json!({}))).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     let new = Client::of(&other).with(&other, &[uri(BILLING)], HOUR);
-    assert!(new.is_let_in(at.rest).await);
+    assert!(new.is_let_in_over_rest(at.rest).await);
     let metrics = fetch(at.admin, "/metrics").await.text;
     assert_eq!(metric(&metrics, "kmsgate_stale_credential_files"), 0);
 
     // Neither an old certificate nor an old session lets anyone in.
     let old = Client::of(&other).with(&site.ca, &[uri(BILLING)], HOUR);
-    assert!(!old.is_let_in(at.rest).await);
+    assert!(!old.is_let_in_over_rest(at.rest).await);
     assert!(resumed(at.rest, &config).await.is_err());
 }
 
@@ -318,7 +318,7 @@ async fn a_client_that_does_not_finish_its_handshake_is_left_and_holds_up_nobody
     // The head of a record, and nothing of what it announces.
     silent.write_all(&[22, 3, 1, 2, 0]).await.unwrap();
     let client = Client::of(&site.ca);
-    assert!(client.is_let_in(at.rest).await);
+    assert!(client.is_let_in(at).await);
     let begun = Instant::now();
     let _ = silent.read_to_end(&mut Vec::new()).await;
     assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
@@ -508,6 +508,19 @@ async fn what_a_proxy_says_is_believed_from_where_the_configuration_says() {
         }
         send(request).await
     };
+    let forwarded_over_grpc = async |headers: &[&str]| {
+        let mut grpc = Grpc::connect(at.grpc, TOKEN).await;
+        let mut request = tonic::Request::new(kmsgate::grpc::pb::ListKeysRequest::default());
+        for value in headers {
+            let name = "x-forwarded-client-cert";
+            request.metadata_mut().append(name, value.parse().unwrap());
+        }
+        let answer = grpc.keys.list_keys(request).await;
+        answer.map(|_| ()).map_err(|status| {
+            let code = kmsgate::grpc::status::code(&status).unwrap();
+            format!("{code}: {}", status.message())
+        })
+    };
     let own =
         format!("By=spiffe://example.org/k;Hash=ab;Subject=\"CN=a,O=\\\"b\\\";c\";URI={BILLING}");
     for good in [
@@ -517,6 +530,7 @@ async fn what_a_proxy_says_is_believed_from_where_the_configuration_says() {
     ] {
         let answer = forwarded(&[&good]).await;
         assert_eq!(answer.status, StatusCode::OK, "{good}: {answer:?}");
+        assert_eq!(forwarded_over_grpc(&[&good]).await, Ok(()), "{good}");
     }
     for (bad, why) in [
         (format!("{own},URI={STRANGER}"), "x-auth-token not found"),
@@ -532,9 +546,14 @@ async fn what_a_proxy_says_is_believed_from_where_the_configuration_says() {
         let answer = forwarded(&[&bad]).await;
         assert_eq!(answer.code(), "APIGW.0301", "{bad}");
         assert!(answer.text.contains(why), "{bad}: {answer:?}");
+        let over_grpc = forwarded_over_grpc(&[&bad]).await.unwrap_err();
+        let same = over_grpc.starts_with("APIGW.0301: ") && over_grpc.contains(why);
+        assert!(same, "{bad}: {over_grpc}");
     }
     let twice = forwarded(&[&own, &own]).await;
     assert_eq!(twice.code(), "APIGW.0301");
+    let twice = forwarded_over_grpc(&[&own, &own]).await;
+    assert!(twice.unwrap_err().starts_with("APIGW.0301: "));
 
     // Where nobody is configured to be believed, the header is a header like any other.
     let site = Site::new("");
@@ -815,12 +834,17 @@ impl Client {
 
     /// Lists keys over gRPC, and tells the code of a refusal.
     async fn grpc(&self, grpc: SocketAddr, token: Option<&str>) -> Result<(), String> {
+        self.try_grpc(grpc, token).await.unwrap()
+    }
+
+    /// The same; none if there is no connection.
+    async fn try_grpc(&self, grpc: SocketAddr, token: Option<&str>) -> Option<Result<(), String>> {
         let mut config = self.config(rustls::ALL_VERSIONS);
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let stream = connect(grpc, config).await.unwrap();
+        let stream = connect(grpc, config).await.ok()?;
         let executor = TokioExecutor::new();
         let handshake = http2::handshake(executor, TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.unwrap();
+        let (mut sender, connection) = handshake.ok()?;
         tokio::spawn(connection);
         let message = prost::Message::encode_to_vec(&kmsgate::grpc::pb::ListKeysRequest {
             project_id: PROJECT.to_owned(),
@@ -836,19 +860,27 @@ impl Client {
         }
         let body = Full::new(bytes::Bytes::from(body));
         let request = request.body(body).unwrap();
-        let answer = sender.send_request(request).await.unwrap();
+        // With TLS 1.3 a client hears of a refused certificate when it reads.
+        let answer = sender.send_request(request).await.ok()?;
         let headers = answer.headers().clone();
-        let trailers = answer.into_body().collect().await.unwrap();
+        let trailers = answer.into_body().collect().await.ok()?;
         let trailers = trailers.trailers().cloned().unwrap_or(headers);
         let status = tonic::Status::from_header_map(&trailers).unwrap();
-        match status.code() {
+        Some(match status.code() {
             tonic::Code::Ok => Ok(()),
             _ => Err(kmsgate::grpc::status::code(&status).unwrap().to_owned()),
-        }
+        })
     }
 
-    /// Whether a token is taken over a connection of this client.
-    async fn is_let_in(&self, rest: SocketAddr) -> bool {
+    /// Whether a token is taken over a connection of this client, on both faces alike.
+    async fn is_let_in(&self, at: Addresses) -> bool {
+        let over_rest = self.is_let_in_over_rest(at.rest).await;
+        let over_grpc = self.try_grpc(at.grpc, Some(TOKEN)).await == Some(Ok(()));
+        assert_eq!(over_rest, over_grpc);
+        over_rest
+    }
+
+    async fn is_let_in_over_rest(&self, rest: SocketAddr) -> bool {
         let Ok(stream) = connect(rest, self.config(rustls::ALL_VERSIONS)).await else {
             return false;
         };
