@@ -117,16 +117,17 @@ TOML
 
 # Starts `kmsgate serve` on those files, with LINES at the end of its configuration, and waits until it
 # is ready. It writes to NAME.audit and NAME.log: `serve NAME LINES`. Sets `server`, its process, and
-# `grpc_port`, `rest_port` and `admin_port`. Its store is what `store` says, a file if that is not set.
+# `grpc_port`, `rest_port` and `admin_port`. Its store is what `store` says, a file if that is not set, and its
+# root keys are what `root_keys` says, root.key if that is not set.
 serve() {
   grpc_port=$(free_port) rest_port=$(free_port) admin_port=$(free_port)
-  local file='{ kind = "sqlite", path = "keys.db" }'
+  local file='{ kind = "sqlite", path = "keys.db" }' one_root='root_key_file = "root.key"'
   cat >"$1.toml" <<TOML
 grpc = "127.0.0.1:$grpc_port"
 rest = "127.0.0.1:$rest_port"
 admin = "127.0.0.1:$admin_port"
 reflection = true
-root_key_file = "root.key"
+${root_keys:-$one_root}
 store = ${store:-$file}
 shutdown = { lag = "0ms" }
 [auth]

@@ -67,6 +67,51 @@ equal "answer $body" 'on the way' "$(jq -r .plain_text <<<"$body")"
 stop "$server"
 contains check 'the store is good: keys 1, versions of them 2' "$("$kmsgate" store check --config back.toml)"
 ok "a store moves from a file to etcd and back"
+
+# A root key is replaced as deploy/README.md says, with two servers that serve all the time.
+store="{ kind = \"etcd\", endpoints = [\"${plain#etcd:}\"], prefix = \"rotated/\" }"
+"$kmsgate" root-key new new.key >made
+# Starts a server anew with these root keys: `again NAME SEALING PREVIOUS…`. Sets `ports[NAME]`, what it serves at.
+declare -A servers=() ports=()
+again() {
+  local name=$1 sealing=$2 previous
+  shift 2
+  previous=$(printf '"%s",' "$@")
+  [[ -z ${servers[$name]-} ]] || stop "${servers[$name]}"
+  (($#)) || previous=
+  root_keys="root_key_file = \"$sealing\"
+previous_root_key_files = [${previous%,}]" serve "$name" ''
+  servers[$name]=$server
+  ports[$name]="$grpc_port $rest_port"
+}
+# What was encrypted decrypts on both: `both WHEN`.
+both() {
+  local name
+  for name in left right; do
+    post "http://127.0.0.1:${ports[$name]#* }/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
+    equal "$1, $name, $body" 'held' "$(jq -r .plain_text <<<"$body")"
+  done
+}
+again left root.key new.key
+again right root.key new.key
+held=$("$kmsgate" key create held --server "http://127.0.0.1:${ports[left]% *}" "${here[@]}")
+post "http://127.0.0.1:${ports[right]#* }/v1.0/$project/kms" encrypt-data "{\"key_id\":\"$held\",\"plain_text\":\"held\"}" "${token[@]}"
+sealed=$(jq -r .cipher_text <<<"$body")
+again left new.key root.key
+both 'while they seal under different keys'
+again right new.key root.key
+"$kmsgate" root-key rotate --server "http://127.0.0.1:${ports[right]% *}" "${here[@]}" >made 2>&1 || fail "$(<made)"
+contains rotation 'every record is under the first root key' "$(<made)"
+both 'after the rotation'
+again left new.key
+again right new.key
+both 'without the old key'
+stop "${servers[left]}"
+stop "${servers[right]}"
+# What is copied is opened, here with the new key alone.
+"$kmsgate" store copy --config left.toml --from config --to sqlite:rotated.db >made 2>&1 || fail "$(<made)"
+unset store
+ok "a root key is replaced on two servers, one after the other"
 stop "$etcd" || true
 
 client_port=$(free_port) peer_port=$(free_port)
