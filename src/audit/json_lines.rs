@@ -393,7 +393,7 @@ mod tests {
         assert!((half - TOGETHER as u64..=half).contains(&lost), "{lost}");
         assert_eq!(lost_then, lost, "there is room for what was done");
         while sink.waiting.refusals.load(Ordering::Relaxed) > 0 {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         sink.record(&refusal);
         assert_eq!(sink.lost(), lost, "there is room for refusals again");
