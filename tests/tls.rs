@@ -582,13 +582,24 @@ async fn what_another_peer_says_is_refused_and_logged() {
     *request.uri_mut() = format!("http://{}{}", at.rest, request.uri())
         .parse()
         .unwrap();
-    let value = format!("URI={BILLING}").parse().unwrap();
-    request
-        .headers_mut()
-        .insert("x-forwarded-client-cert", value);
-    let answer = send(request).await;
-    assert_eq!(answer.code(), "APIGW.0301");
-    assert!(answer.text.contains("not believed"), "{answer:?}");
+    let value = format!("URI={BILLING}");
+    let headers = request.headers_mut();
+    headers.insert("x-forwarded-client-cert", value.parse().unwrap());
+    // A good token makes it no better.
+    let mut with_token = request.clone();
+    let headers = with_token.headers_mut();
+    headers.insert("x-auth-token", TOKEN.parse().unwrap());
+    for request in [request, with_token] {
+        let answer = send(request).await;
+        assert_eq!(answer.code(), "APIGW.0301");
+        assert!(answer.text.contains("not believed"), "{answer:?}");
+    }
+    let mut grpc = Grpc::connect(at.grpc, TOKEN).await;
+    let mut request = grpc.ask(kmsgate::grpc::pb::ListKeysRequest::default());
+    let metadata = request.metadata_mut();
+    metadata.insert("x-forwarded-client-cert", value.parse().unwrap());
+    let status = grpc.keys.list_keys(request).await.unwrap_err();
+    assert!(status.message().contains("not believed"), "{status}");
     program
         .stderr
         .wait_for(|log| log.contains("a peer that is not configured"));

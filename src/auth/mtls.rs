@@ -236,6 +236,24 @@ impl Forwarded {
         }
     }
 
+    /// Refuses a request with the header from whoever is not believed, and says so in the log.
+    fn check(&self, request: &Evidence<'_>) -> Result<(), AuthError> {
+        if self.believes(request.peer) || !request.headers.contains_key(FORWARDED) {
+            return Ok(());
+        }
+        if let Some(requests) = self.unbelieved.admit() {
+            let peer = request.peer.origin;
+            tracing::warn!(
+                %peer,
+                requests,
+                "a peer that is not configured sent x-forwarded-client-cert"
+            );
+        }
+        Err(AuthError::BadCertificate(
+            "x-forwarded-client-cert is not believed from this peer",
+        ))
+    }
+
     fn believes(&self, peer: &Peer) -> bool {
         self.believed.iter().any(|neighbour| match neighbour {
             Neighbour::Loopback => peer.origin.is_loopback(),
@@ -251,19 +269,7 @@ impl Authenticator for Forwarded {
         let Some(line) = lines.next() else {
             return Ok(None);
         };
-        if !self.believes(request.peer) {
-            if let Some(requests) = self.unbelieved.admit() {
-                let peer = request.peer.origin;
-                tracing::warn!(
-                    %peer,
-                    requests,
-                    "a peer that is not configured sent x-forwarded-client-cert"
-                );
-            }
-            return Err(AuthError::BadCertificate(
-                "x-forwarded-client-cert is not believed from this peer",
-            ));
-        }
+        self.check(request)?;
         let malformed = AuthError::BadCertificate("x-forwarded-client-cert is malformed");
         if lines.next().is_some() {
             return Err(malformed);
@@ -276,6 +282,22 @@ impl Authenticator for Forwarded {
             refuse_others(request.headers)?;
         }
         Ok(caller)
+    }
+
+    fn signs_body(&self, _: &HeaderMap) -> bool {
+        false
+    }
+}
+
+/// Refuses what a stranger says in `x-forwarded-client-cert`, whatever credential comes with it. Lets nobody
+/// in; asked before all who do.
+#[derive(Debug)]
+pub struct Strangers(pub Arc<Forwarded>);
+
+#[async_trait]
+impl Authenticator for Strangers {
+    async fn authenticate(&self, request: &Evidence<'_>) -> Result<Option<Arc<Caller>>, AuthError> {
+        self.0.check(request).map(|()| None)
     }
 
     fn signs_body(&self, _: &HeaderMap) -> bool {

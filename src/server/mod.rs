@@ -43,7 +43,7 @@ use crate::auth::file::{FileError, Refresh, Secrecy, Watched};
 use crate::auth::https::{Endpoint, EndpointError};
 use crate::auth::iam::{self, Iam, Keystone};
 use crate::auth::jwt::{self, Jwt, KeySet};
-use crate::auth::mtls::{ClientCertificates, Forwarded, Neighbour, Rule, Rules};
+use crate::auth::mtls::{ClientCertificates, Forwarded, Neighbour, Rule, Rules, Strangers};
 use crate::auth::policy::Policy;
 use crate::auth::token::Tokens;
 use crate::auth::{Authenticator, Chain};
@@ -846,7 +846,9 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
             config::ForwardedPeer::Unix => Neighbour::Unix,
         });
         let forwarded = Forwarded::new(rules, believed.collect(), Arc::clone(clock));
-        authenticators.push(Arc::new(forwarded));
+        let forwarded = Arc::new(forwarded);
+        authenticators.insert(0, Arc::new(Strangers(Arc::clone(&forwarded))));
+        authenticators.push(forwarded);
     }
     let chain = Chain::new(authenticators);
     Ok(Credentials {
