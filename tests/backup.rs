@@ -221,7 +221,6 @@ fn ended_well(arguments: Vec<String>) -> (String, String) {
     (told, steps)
 }
 
-/// The keys that were made, and a ciphertext under each.
 /// Makes keys until it is told to stop, and says how many.
 async fn work(at: Addresses, stop: Arc<AtomicBool>) -> usize {
     let mut made = 0;

@@ -397,18 +397,8 @@ fn secrets_that_others_may_read_are_refused() {
 
 #[tokio::test]
 async fn a_gateway_that_stops_serves_on_until_others_know() {
-    let free = "127.0.0.1:0";
-    let (mut gateway, at) = Program::serve([
-        "gateway",
-        "--shutdown-lag",
-        "2s",
-        "--upstream",
-        "http://127.0.0.1:1",
-        "--rest",
-        free,
-        "--admin",
-        free,
-    ]);
+    let nobody = "127.0.0.1:1".parse().unwrap();
+    let (mut gateway, at) = start_gateway(nobody, "10s", "2s");
     gateway.signal(Signal::TERM);
     let deadline = Instant::now() + PATIENCE;
     while fetch(at.admin, "/readyz").await.status != StatusCode::SERVICE_UNAVAILABLE {
@@ -899,7 +889,7 @@ async fn a_gateway_serves_rest_for_a_remote_server() {
     let site = Site::new("");
     let (_program, at) = site.serve();
     let key = create(at, "k").await;
-    let (gateway, front) = start_gateway(at.grpc, "10s");
+    let (gateway, front) = start_gateway(at.grpc, "10s", "0ms");
     let sealed = encrypt(front, TOKEN, &key, "through").await;
     let opened = call(
         at.rest,
@@ -955,7 +945,7 @@ async fn a_gateway_serves_rest_for_a_remote_server() {
 async fn a_gateway_says_when_its_upstream_is_gone_and_finds_it_again() {
     let site = Site::new("");
     let (program, at) = site.serve();
-    let (_gateway, front) = start_gateway(at.grpc, "10s");
+    let (_gateway, front) = start_gateway(at.grpc, "10s", "0ms");
     let list = async || call(front.rest, TOKEN, "list-keys", &json!({})).await;
     assert_eq!(list().await.status, 200);
     program.kill();
@@ -978,7 +968,7 @@ async fn a_gateway_does_not_wait_longer_than_it_was_told() {
     // Accepts connections by the system's own queue, and never says anything.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = silent.local_addr().unwrap();
-    let (_gateway, front) = start_gateway(upstream, "300ms");
+    let (_gateway, front) = start_gateway(upstream, "300ms", "0ms");
     let begun = Instant::now();
     let answer = call(front.rest, TOKEN, "list-keys", &json!({})).await;
     assert_eq!(
@@ -1069,13 +1059,13 @@ async fn wait_for_metric(at: Addresses, line: &str) {
     }
 }
 
-fn start_gateway(upstream: SocketAddr, timeout: &str) -> (Program, Addresses) {
+fn start_gateway(upstream: SocketAddr, timeout: &str, lag: &str) -> (Program, Addresses) {
     let upstream = format!("http://{upstream}");
     let free = "127.0.0.1:0";
     Program::serve([
         "gateway",
         "--shutdown-lag",
-        "0ms",
+        lag,
         "--upstream",
         &upstream,
         "--timeout",

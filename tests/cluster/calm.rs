@@ -36,11 +36,11 @@ pub(crate) async fn stops(callers: &Callers) -> Vec<Duration> {
         let asking: Vec<_> = asking.collect();
         tokio::time::sleep(Duration::from_millis(20)).await;
         // In turn by a disable and by a deletion, which is taken back.
-        let (stop, back) = match stop % 2 {
-            0 => (Change::Disable, None),
-            _ => (Change::Schedule, Some(Change::Cancel)),
+        let (change, back) = match stop % 2 {
+            0 => (Change::Disable, vec![Change::Enable]),
+            _ => (Change::Schedule, vec![Change::Cancel, Change::Enable]),
         };
-        let told = callers.change(at, &key, stop).await;
+        let told = callers.change(at, &key, change).await;
         let acknowledged = Instant::now();
         tokio::time::sleep(WATCHED).await;
         ended.store(true, Ordering::Relaxed);
@@ -50,7 +50,7 @@ pub(crate) async fn stops(callers: &Callers) -> Vec<Duration> {
             heard.push(late.unwrap_or_default());
         }
         let mut done = told == Told::Done;
-        for change in back.into_iter().chain([Change::Enable]) {
+        for change in back {
             done &= callers.change(at, &key, change).await == Told::Done;
         }
         if !done {

@@ -49,6 +49,11 @@ ok "the battery of the stores passes over etcd: $(grep -o '[0-9]* passed' batter
 plain=etcd:http://127.0.0.1:$client_port
 here=(--token-file operator.token)
 token=(-H "x-auth-token: $(<operator.token)")
+# What `sealed` is decrypts at a REST port: `decrypts PORT PLAINTEXT [WHEN]`.
+decrypts() {
+  post "http://127.0.0.1:$1/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
+  equal "answer ${3-} $body" "$2" "$(jq -r .plain_text <<<"$body")"
+}
 serve file ''
 moved=$("$kmsgate" key create moved --server "http://127.0.0.1:$grpc_port" "${here[@]}")
 post "http://127.0.0.1:$rest_port/v1.0/$project/kms" encrypt-data "{\"key_id\":\"$moved\",\"plain_text\":\"on the way\"}" "${token[@]}"
@@ -56,14 +61,12 @@ sealed=$(jq -r .cipher_text <<<"$body")
 stop "$server"
 "$kmsgate" store copy --config file.toml --from sqlite:keys.db --to "$plain" >made 2>&1 || fail "$(<made)"
 store="{ kind = \"etcd\", endpoints = [\"${plain#etcd:}\"] }" serve cluster ''
-post "http://127.0.0.1:$rest_port/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
-equal "answer $body" 'on the way' "$(jq -r .plain_text <<<"$body")"
+decrypts "$rest_port" 'on the way'
 "$kmsgate" key rotate "$moved" --server "http://127.0.0.1:$grpc_port" "${here[@]}" >made
 stop "$server"
 "$kmsgate" store copy --config cluster.toml --from config --to sqlite:back.db >made 2>&1 || fail "$(<made)"
 store='{ kind = "sqlite", path = "back.db" }' serve back ''
-post "http://127.0.0.1:$rest_port/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
-equal "answer $body" 'on the way' "$(jq -r .plain_text <<<"$body")"
+decrypts "$rest_port" 'on the way'
 stop "$server"
 contains check 'the store is good: keys 1, versions of them 2' "$("$kmsgate" store check --config back.toml)"
 ok "a store moves from a file to etcd and back"
@@ -88,8 +91,7 @@ previous_root_key_files = [${previous%,}]" serve "$name" ''
 both() {
   local name
   for name in left right; do
-    post "http://127.0.0.1:${ports[$name]#* }/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
-    equal "$1, $name, $body" 'held' "$(jq -r .plain_text <<<"$body")"
+    decrypts "${ports[$name]#* }" held "$1, $name"
   done
 }
 again left root.key new.key

@@ -114,6 +114,14 @@ expect() {
     contains "$1, over gRPC" "${2#* }" "$answer"
   fi
 }
+# Asks with a token until Keystone has answered for it, for 20 s at most: `until_answered TOKEN`.
+until_answered() {
+  for _ in $(seq 200); do
+    post "$kms/$shop/kms" encrypt-data "$request" --header "x-auth-token: $1"
+    [[ $status == 503 ]] || break
+    sleep 0.1
+  done
+}
 token=$(login alice alice-secret shop)
 issued=$SECONDS
 expect 'a valid token' 200 "$token"
@@ -153,11 +161,7 @@ kill -STOP "$keystone"
 expect 'somebody known, while Keystone hangs' 200 "$known"
 expect 'somebody new, while Keystone hangs' '503 APIGW.0613' "$late"
 kill -CONT "$keystone"
-for _ in $(seq 200); do
-  post "$kms/$shop/kms" encrypt-data "$request" --header "x-auth-token: $known"
-  [[ $status == 503 ]] || break
-  sleep 0.1
-done
+until_answered "$known"
 expect 'somebody known, when Keystone goes on' 200 "$known"
 kill -KILL "$keystone"
 wait "$keystone" 2>/dev/null || true
@@ -165,11 +169,7 @@ expect 'somebody known, without Keystone' 200 "$known"
 expect 'somebody new, without Keystone' '503 APIGW.0613' "$unknown"
 contains metrics 'kmsgate_iam_failed_requests_total' "$(curl --silent "http://127.0.0.1:$admin_port/metrics")"
 start_keystone
-for _ in $(seq 200); do
-  post "$kms/$shop/kms" encrypt-data "$request" --header "x-auth-token: $unknown"
-  [[ $status == 503 ]] || break
-  sleep 0.1
-done
+until_answered "$unknown"
 equal "somebody new, when Keystone is back, $body" 200 "$status"
 ok "without Keystone who is known goes on, who is not gets 503 APIGW.0613, and it is found again"
 stop "$server" || fail "the server ended with $?"
