@@ -16,6 +16,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     SanType,
 };
+use rustix::process::Signal;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -331,6 +332,26 @@ async fn a_client_that_does_not_finish_its_handshake_is_left_and_holds_up_nobody
         "{:?}",
         begun.elapsed()
     );
+}
+
+#[tokio::test]
+async fn a_client_that_comes_as_the_server_stops_is_answered() {
+    let site = Tls::new("", "");
+    let (mut program, at) = site.serve();
+    let early = TcpStream::connect(at.rest).await.unwrap();
+    program.signal(Signal::TERM);
+    // Now nobody listens any longer.
+    while TcpStream::connect(at.rest).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let config = Client::of(&site.ca).config(rustls::ALL_VERSIONS);
+    let mut stream = shake_hands(early, config).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401 Unauthorized"), "{answer}");
+    assert!(program.ended().success());
 }
 
 #[tokio::test]
@@ -910,7 +931,13 @@ async fn connect(
     address: SocketAddr,
     config: ClientConfig,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(address).await?;
+    shake_hands(TcpStream::connect(address).await?, config).await
+}
+
+async fn shake_hands(
+    stream: TcpStream,
+    config: ClientConfig,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from("localhost").unwrap();
     let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
     tokio::time::timeout(PATIENCE, connecting).await?

@@ -3,6 +3,7 @@
 use std::fs;
 use std::fs::Permissions;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -68,14 +69,35 @@ impl Listener {
         match &self.0 {
             Kind::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                // Small answers must not wait for more.
-                let _ = stream.set_nodelay(true);
-                Ok((Accepted::Tcp(stream), Origin::Tcp(address)))
+                Ok(Accepted::tcp(stream, address))
             }
             Kind::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                let user = stream.peer_cred()?.uid();
-                Ok((Accepted::Unix(stream), Origin::Unix(user)))
+                Accepted::unix(stream)
+            }
+        }
+    }
+
+    /// Listens no longer, and gives the connections that were made and wait to be accepted. Closing
+    /// alone resets them, and what their clients have sent is lost.
+    pub(super) fn close(self) -> io::Result<Vec<(Accepted, Origin)>> {
+        // The runtime's own way to accept knows only of connections that it has been told of.
+        match self.0 {
+            Kind::Tcp(listener) => {
+                let listener = listener.into_std()?;
+                Ok(waiting(|| {
+                    let (stream, address) = listener.accept()?;
+                    stream.set_nonblocking(true)?;
+                    Ok(Accepted::tcp(TcpStream::from_std(stream)?, address))
+                }))
+            }
+            Kind::Unix(listener, _file) => {
+                let listener = listener.into_std()?;
+                Ok(waiting(|| {
+                    let (stream, _) = listener.accept()?;
+                    stream.set_nonblocking(true)?;
+                    Accepted::unix(UnixStream::from_std(stream)?)
+                }))
             }
         }
     }
@@ -87,6 +109,37 @@ impl Listener {
             Kind::Unix(listener, _file) => axum::serve(listener, router).await,
         }
     }
+}
+
+impl Accepted {
+    fn tcp(stream: TcpStream, address: SocketAddr) -> (Self, Origin) {
+        // Small answers must not wait for more.
+        let _ = stream.set_nodelay(true);
+        (Self::Tcp(stream), Origin::Tcp(address))
+    }
+
+    fn unix(stream: UnixStream) -> io::Result<(Self, Origin)> {
+        let user = stream.peer_cred()?.uid();
+        Ok((Self::Unix(stream), Origin::Unix(user)))
+    }
+}
+
+/// What `accept` gives until nobody waits, but no more than can wait at a time: others may keep coming.
+fn waiting(accept: impl Fn() -> io::Result<(Accepted, Origin)>) -> Vec<(Accepted, Origin)> {
+    let mut waiting = Vec::new();
+    for _ in 0..BACKLOG {
+        match accept() {
+            Ok(accepted) => waiting.push(accepted),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            // It came and went.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                break;
+            }
+        }
+    }
+    waiting
 }
 
 impl From<TcpListener> for Listener {

@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_rustls::server::TlsStream;
 
 use crate::auth::Peer;
+use crate::domain::address::Origin;
 use crate::server::bind::{Accepted, Listener};
 use crate::server::front::Body;
 use crate::server::tls::Acceptor;
@@ -47,8 +48,14 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How long a client may stay that was told to go: longer than any request takes.
 const LEAVING: Duration = Duration::from_secs(90);
 
+/// What came before a client is told to go is read first. The runtime may know of it only so much later.
+const HEARD: Duration = Duration::from_millis(10);
+
 /// How often a connection of a stopping server is looked at.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How long a client that comes as the server stops may take for its part of the handshake.
+const SOON: Duration = Duration::from_secs(1);
 
 /// From how many bytes on an answer is a long one: of those, some may still be on their way when the
 /// answer is made and the client reads slowly.
@@ -106,59 +113,44 @@ pub(super) async fn serve(
     let answer = Arc::new(answer);
     // Closed when the last connection drops its end.
     let (open, mut last) = mpsc::channel::<Infallible>(1);
+    let (leave, leaving) = watch::channel(false);
+    let begin = |(stream, origin)| {
+        let (answer, tls) = (Arc::clone(&answer), tls.clone());
+        let (open, leaving) = (open.clone(), leaving.clone());
+        tokio::spawn(async move {
+            let _open = open;
+            let Some((stream, peer)) = greet(stream, origin, tls, leaving.clone()).await else {
+                return;
+            };
+            if let Err(error) = converse(stream, peer, answer, leaving, lives.age).await {
+                tracing::debug!(error, "a connection ended badly");
+            }
+        });
+    };
     let mut told: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        let (stream, origin) = match accepted {
-            Ok(accepted) => accepted,
+        match accepted {
+            Ok(accepted) => begin(accepted),
             Err(error) => {
                 if told.is_none_or(|told| told.elapsed() >= TOLD) {
                     tracing::warn!(%error, "cannot accept a connection");
                     told = Some(Instant::now());
                 }
                 tokio::time::sleep(EXHAUSTED).await;
-                continue;
             }
-        };
-        let (answer, tls) = (Arc::clone(&answer), tls.clone());
-        let open = open.clone();
-        let mut stop = stop.clone();
-        tokio::spawn(async move {
-            let _open = open;
-            let mut peer = Peer {
-                origin,
-                certificate: None,
-            };
-            let stream = match (stream, tls) {
-                // No other machine reads along.
-                (Accepted::Unix(stream), _) => Stream::Unix(stream),
-                (Accepted::Tcp(stream), None) => Stream::Tcp(stream),
-                (Accepted::Tcp(stream), Some(tls)) => {
-                    let accepted = tokio::select! {
-                        accepted = tls.accept(stream) => accepted,
-                        _ = stop.wait_for(|stop| *stop) => return,
-                    };
-                    match accepted {
-                        Ok((stream, certificate)) => {
-                            peer.certificate = certificate;
-                            Stream::Tls(Box::new(stream))
-                        }
-                        Err(error) => {
-                            tracing::debug!(%error, peer = %origin, "a TLS handshake failed");
-                            return;
-                        }
-                    }
-                }
-            };
-            if let Err(error) = converse(stream, peer, answer, stop, lives.age).await {
-                tracing::debug!(error, "a connection ended badly");
-            }
-        });
+        }
     }
-    drop((listener, open));
+    // Who is told to go comes back at once: by then nobody listens, and is known not to.
+    match listener.close() {
+        Ok(waiting) => waiting.into_iter().for_each(&begin),
+        Err(error) => tracing::warn!(%error, "cannot accept the connections that wait"),
+    }
+    leave.send_replace(true);
+    drop(open);
     if tokio::time::timeout(lives.drain, last.recv())
         .await
         .is_err()
@@ -167,12 +159,56 @@ pub(super) async fn serve(
     }
 }
 
+/// Does the handshake if there is one to do, and says who the client is. A client that has not finished
+/// its part [soon](SOON) after the server stopped is left.
+async fn greet(
+    stream: Accepted,
+    origin: Origin,
+    tls: Option<Acceptor>,
+    leaving: watch::Receiver<bool>,
+) -> Option<(Stream, Peer)> {
+    let mut peer = Peer {
+        origin,
+        certificate: None,
+    };
+    let stream = match (stream, tls) {
+        // No other machine reads along.
+        (Accepted::Unix(stream), _) => Stream::Unix(stream),
+        (Accepted::Tcp(stream), None) => Stream::Tcp(stream),
+        (Accepted::Tcp(stream), Some(tls)) => {
+            let accepted = tokio::select! {
+                accepted = tls.accept(stream) => accepted,
+                () = soon_after(leaving) => return None,
+            };
+            match accepted {
+                Ok((stream, certificate)) => {
+                    peer.certificate = certificate;
+                    Stream::Tls(Box::new(stream))
+                }
+                Err(error) => {
+                    tracing::debug!(%error, peer = %origin, "a TLS handshake failed");
+                    return None;
+                }
+            }
+        }
+    };
+    Some((stream, peer))
+}
+
+/// Completes [`SOON`] after the server stopped.
+async fn soon_after(mut leaving: watch::Receiver<bool>) {
+    if leaving.wait_for(|leaving| *leaving).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(SOON).await;
+}
+
 /// Answers the requests of one connection until it ends, or has nothing more to say.
 async fn converse(
     stream: Stream,
     peer: Peer,
     answer: Arc<impl Answer>,
-    stop: watch::Receiver<bool>,
+    leaving: watch::Receiver<bool>,
     age: Duration,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let work = Arc::new(Work::default());
@@ -200,22 +236,30 @@ async fn converse(
     let (read, wire) = (Arc::clone(&io.read), Arc::clone(&io.wire));
     // Each has its own waker and is looked at only when that was woken, and not with every request.
     let mut ends = FuturesUnordered::<Pin<Box<dyn Future<Output = End> + Send>>>::new();
-    ends.push(Box::pin(end_of_life(stop.clone(), age)));
-    ends.push(Box::pin(silence(read)));
-    ends.push(Box::pin(idle_after(stop, Arc::clone(&work))));
+    ends.push(Box::pin(end_of_life(leaving.clone(), age)));
+    ends.push(Box::pin(silence(Arc::clone(&read))));
+    ends.push(Box::pin(idle_after(leaving, Arc::clone(&work))));
     ends.push(Box::pin(gone_by(age, work)));
     let builder = builder(turn.clone());
     let connection = builder.serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection.into_owned());
+    let mut to_tell = false;
     poll_fn(move |context| {
         turn.begin();
         while let Poll::Ready(Some(end)) = ends.poll_next_unpin(context) {
             match end {
-                End::Told => connection.as_mut().graceful_shutdown(),
+                End::Told => to_tell = true,
                 End::Cut => return Poll::Ready(Ok(())),
             }
         }
-        let polled = connection.as_mut().poll(context);
+        let mut polled = connection.as_mut().poll(context);
+        // What has come is read first, and who has only just come is heard: otherwise the HTTP library
+        // closes the connection under it, and the client cannot know that nobody looked at it.
+        if to_tell && polled.is_pending() && read.load(Ordering::Relaxed) >= PREFACE {
+            to_tell = false;
+            connection.as_mut().graceful_shutdown();
+            polled = connection.as_mut().poll(context);
+        }
         let mut wire = lock(&wire);
         wire.next = Wire::TOGETHER;
         match wire.send(context) {
@@ -236,13 +280,14 @@ enum End {
 
 /// Completes when a client is to be told to go: when the server stops, or the connection is old. A
 /// tenth more or less keeps connections that were made together from being made anew together.
-async fn end_of_life(mut stop: watch::Receiver<bool>, age: Duration) -> End {
+async fn end_of_life(mut leaving: watch::Receiver<bool>, age: Duration) -> End {
     let jitter = getrandom::u32().unwrap_or_default() % 200;
     let age = age / 1000 * (900 + jitter);
     tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => {}
+        _ = leaving.wait_for(|leaving| *leaving) => {}
         () = tokio::time::sleep(age) => {}
     }
+    tokio::time::sleep(HEARD).await;
     End::Told
 }
 
@@ -272,8 +317,8 @@ async fn silence(read: Arc<AtomicUsize>) -> End {
 
 /// Completes when the server is stopping and nothing is in work on the connection: the HTTP library
 /// would wait for the rest of half a request.
-async fn idle_after(mut stop: watch::Receiver<bool>, work: Arc<Work>) -> End {
-    if stop.wait_for(|stop| *stop).await.is_err() {
+async fn idle_after(mut leaving: watch::Receiver<bool>, work: Arc<Work>) -> End {
+    if leaving.wait_for(|leaving| *leaving).await.is_err() {
         std::future::pending::<()>().await;
     }
     let mut idle = 0;
@@ -814,6 +859,69 @@ mod tests {
         stop.served.await.unwrap();
     }
 
+    #[tokio::test]
+    async fn who_waits_to_be_accepted_when_the_server_stops_is_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        let mut clients = Vec::new();
+        for _ in 0..32 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(request).await.unwrap();
+            clients.push(client);
+        }
+        let stop = serving(listener);
+        stop.sender.send_replace(true);
+        for mut client in clients {
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:?}");
+        }
+        stop.served.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn who_was_accepted_when_the_server_stops_is_heard_once() {
+        let (mut client, stop) = connected().await;
+        let (stream, also) = connected().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        stop.sender.send_replace(true);
+        also.sender.send_replace(true);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+
+        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:?}");
+
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        let (fine, _) = client.send_request(get("/fine"), true).unwrap();
+        let connection = tokio::spawn(connection);
+        assert_eq!(fine.await.unwrap().status(), 200);
+        // It was told to go.
+        connection.await.unwrap().unwrap();
+        stop.served.await.unwrap();
+        also.served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_that_comes_as_the_server_stops_is_answered() {
+        let (mut client, stop) = connected().await;
+        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let mut answer = [0; 4096];
+        assert!(client.read(&mut answer).await.unwrap() > 0);
+        // It has arrived, and nobody has had time to look at it.
+        assert_eq!(client.try_write(request).unwrap(), request.len());
+        stop.sender.send_replace(true);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:?}");
+        stop.served.await.unwrap();
+    }
+
     /// No connection ends before its time by the clock of a test, and none a second after it.
     fn assert_lasted(begun: tokio::time::Instant, expected: Duration) {
         let lasted = begun.elapsed();
@@ -856,20 +964,23 @@ mod tests {
 
     async fn connected() -> (TcpStream, Stop) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stop = serving(listener);
+        let client = TcpStream::connect(stop.address).await.unwrap();
+        (client, stop)
+    }
+
+    fn serving(listener: TcpListener) -> Stop {
         let address = listener.local_addr().unwrap();
-        let listener = listener.into();
         let (sender, stop) = watch::channel(false);
         let lives = Lives {
             age: AGE,
             drain: Duration::from_secs(5),
         };
-        let served = tokio::spawn(serve(listener, None, Fine, stop, lives));
-        let client = TcpStream::connect(address).await.unwrap();
-        let stop = Stop {
+        let served = tokio::spawn(serve(listener.into(), None, Fine, stop, lives));
+        Stop {
             address,
             sender,
             served,
-        };
-        (client, stop)
+        }
     }
 }

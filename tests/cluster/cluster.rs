@@ -13,7 +13,8 @@
 //! checked. Then the run must fail; otherwise it sees nothing.
 //!
 //! In the end each replica is stopped by SIGTERM and started again while others call, as an upgrade and
-//! a downgrade do it: OTHER_KMSGATE in the environment is the other version, the same one without it.
+//! a downgrade do it: OTHER_KMSGATE in the environment is the other version, the same one without it, and
+//! ROLLS how often they are all stopped, 2 without it.
 //!
 //! `docs/reliability.md` says what is checked, and what came of it. This is an example and not a test
 //! so that `cargo test`, which needs a toolchain and nothing else, builds it and runs the tests of its
@@ -60,6 +61,8 @@ struct Arguments {
     faults: usize,
     seed: u64,
     sqlite: bool,
+    /// How often all replicas are stopped and started again at the end.
+    rolls: usize,
     programs: Programs,
 }
 
@@ -158,7 +161,7 @@ async fn whole(arguments: &Arguments, run: &Path, stop: &AtomicBool) -> bool {
         report.calm = calm::stops(&callers).await;
         let Programs { kmsgate, other, .. } = &arguments.programs;
         println!("stopping and starting one replica after the other");
-        let rolled = rolling::roll(&cluster, &probe.id, [other, kmsgate]).await;
+        let rolled = rolling::roll(&cluster, &probe.id, [other, kmsgate], arguments.rolls).await;
         for wrong in &rolled.wrong {
             callers.book.wrong(wrong);
         }
@@ -313,6 +316,7 @@ impl Arguments {
                 .map_or(38, |&faults| usize::try_from(faults).unwrap()),
             seed: numbers.get(1).copied().unwrap_or(since.as_secs()),
             sqlite,
+            rolls: std::env::var("ROLLS").map_or(2, |rolls| rolls.parse().unwrap()),
             programs: Programs {
                 max_staleness: std::env::var("MAX_STALENESS").ok(),
                 kmsgate: program("KMSGATE", "target/release/kmsgate"),

@@ -44,8 +44,13 @@ pub(crate) struct Rolled {
     pub(crate) wrong: Vec<String>,
 }
 
-/// Stops each replica in turn and starts it as the other program, and then all back.
-pub(crate) async fn roll(cluster: &Cluster, key_id: &str, programs: [&Path; 2]) -> Rolled {
+/// Stops each replica in turn and starts it as the other program, then all back, and so on.
+pub(crate) async fn roll(
+    cluster: &Cluster,
+    key_id: &str,
+    programs: [&Path; 2],
+    rolls: usize,
+) -> Rolled {
     let addresses: Vec<SocketAddr> = cluster.replicas.iter().map(|it| it.grpc).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let callers = (0..CALLERS).map(|first| {
@@ -55,8 +60,7 @@ pub(crate) async fn roll(cluster: &Cluster, key_id: &str, programs: [&Path; 2]) 
     });
     let callers: Vec<_> = callers.collect();
     let mut rolled = Rolled::default();
-    // The other program, and back.
-    for program in programs {
+    for program in programs.iter().cycle().take(rolls) {
         for replica in &cluster.replicas {
             let name = &replica.process.name;
             match replica.process.end(PATIENCE) {
