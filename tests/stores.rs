@@ -32,7 +32,11 @@ use kmsgate::store::{
     Record, Revision, RootKeysRecord, StoreError, VersionRecord, Versioned,
 };
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 /// One line here puts a store through every case.
 macro_rules! battery {
@@ -187,6 +191,11 @@ impl InEtcd {
         etcd(&self.prefix)
     }
 
+    /// A prefix of the same cluster's that nobody else has.
+    fn another_prefix(&self) -> String {
+        format!("another-{}", self.prefix)
+    }
+
     fn key(&self, address: &Address) -> String {
         format!("{}{address}", self.prefix)
     }
@@ -226,10 +235,12 @@ impl Fixture for InEtcd {
 
 /// A store as a server of its own opens it.
 fn etcd(prefix: &str) -> Etcd {
-    let endpoints = endpoints();
-    let endpoints = endpoints
-        .split(',')
-        .map(|endpoint| endpoint.parse().unwrap());
+    etcd_at(prefix, endpoints().split(','))
+}
+
+fn etcd_at<'a>(prefix: &str, endpoints: impl IntoIterator<Item = &'a str>) -> Etcd {
+    let endpoints = endpoints.into_iter();
+    let endpoints = endpoints.map(|endpoint| endpoint.parse().unwrap());
     let cluster = Cluster::new(endpoints.collect(), None);
     let mut writer = [0; 16];
     writer[..8].copy_from_slice(&random().to_be_bytes());
@@ -365,6 +376,95 @@ async fn etcd_put_back_to_another_history_makes_a_server_forget_everything() {
     .await;
     until("a proof again", || freshness.check().is_ok()).await;
     following.abort();
+}
+
+/// What gets lost on the way to etcd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    Nothing,
+    /// What is sent to it.
+    Questions,
+    /// What it sends.
+    Answers,
+}
+
+/// A store that asks etcd by a way on which something may get lost, and otherwise directly.
+async fn etcd_by_a_bad_way(prefix: &str) -> (Etcd, watch::Sender<Lost>) {
+    let direct = endpoints().split(',').next().unwrap().to_owned();
+    let to = direct.strip_prefix("http://").unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let way = format!("http://{}", listener.local_addr().unwrap());
+    let (lose, lost) = watch::channel(Lost::Nothing);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (questions, answer) = client.into_split();
+            let (answers, question) = TcpStream::connect(&to).await.unwrap().into_split();
+            tokio::spawn(carry(questions, question, lost.clone(), Lost::Questions));
+            tokio::spawn(carry(answers, answer, lost.clone(), Lost::Answers));
+        }
+    });
+    let store = etcd_at(prefix, [way.as_str(), direct.as_str()]);
+    // The way is the one that it takes.
+    assert_eq!(list(&store, "p").await, []);
+    (store, lose)
+}
+
+async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    lost: watch::Receiver<Lost>,
+    what: Lost,
+) {
+    let mut bytes = [0; 4096];
+    while let Ok(read @ 1..) = from.read(&mut bytes).await {
+        if *lost.borrow() != what && to.write_all(&bytes[..read]).await.is_err() {
+            break;
+        }
+    }
+}
+
+#[ignore = "needs a server: tests/interop/etcd.sh runs it"]
+#[tokio::test]
+async fn etcd_does_a_change_once_whose_question_or_answer_got_lost() {
+    for what in [Lost::Questions, Lost::Answers] {
+        let fixture = InEtcd::new();
+        let (store, lose) = etcd_by_a_bad_way(&fixture.prefix).await;
+        lose.send_replace(what);
+        let begun = Instant::now();
+        let made = create(&store, &key("p", 1)).await;
+        // Nowhere near the seven seconds for which etcd may look for a leader.
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(3), "{what:?}: {took:?}");
+        let seen = read(fixture.store(), &key("p", 1)).await;
+        assert_eq!(seen.revision, made, "{what:?}");
+
+        let (store, lose) = etcd_by_a_bad_way(&fixture.another_prefix()).await;
+        let made = create(&store, &key("p", 1)).await;
+        lose.send_replace(what);
+        // It leaves nothing by which it is known but the epoch.
+        let erase = Change::erase(address(&key("p", 1)), made);
+        store.put(vec![erase]).await.unwrap();
+        assert_eq!(list(&store, "p").await, [], "{what:?}");
+    }
+}
+
+#[ignore = "needs a server: tests/interop/etcd.sh runs it"]
+#[tokio::test]
+async fn etcd_never_takes_another_s_change_for_one_that_got_lost() {
+    for what in [Lost::Questions, Lost::Answers] {
+        let fixture = InEtcd::new();
+        let (store, lose) = etcd_by_a_bad_way(&fixture.prefix).await;
+        let theirs = create(fixture.store(), &key("p", 1)).await;
+        lose.send_replace(what);
+        let change = Change::create(Record::Key(key("p", 1)));
+        let answer = store.put(vec![change]).await;
+        assert!(
+            matches!(answer, Err(StoreError::Unavailable(_))),
+            "{what:?}: {answer:?}"
+        );
+        let seen = read(fixture.store(), &key("p", 1)).await;
+        assert_eq!(seen.revision, theirs, "{what:?}");
+    }
 }
 
 async fn what_is_put_is_got(fixture: impl Fixture) {

@@ -21,10 +21,11 @@ use async_trait::async_trait;
 use crate::domain::key::{KeyId, ProjectId};
 use crate::domain::time::Stopwatch;
 use crate::store::codec::{Codec, Write};
-use crate::store::etcd::client::{Client, Failure};
+use crate::store::etcd::client::{Client, Failure, Outcome};
 use crate::store::etcd::rpc::compare::TargetUnion;
 use crate::store::etcd::rpc::compare::{CompareResult, CompareTarget};
 use crate::store::etcd::rpc::request_op::Request as Op;
+use crate::store::etcd::rpc::response_op::Response as Found;
 use crate::store::freshness::{Freshness, Watcher};
 use crate::store::{
     Address, Change, KeyStore, Mark, Prefix, Revision, StoreError, Versioned, owner,
@@ -193,6 +194,27 @@ impl Shared {
         Ok(found(&answer))
     }
 
+    /// The revision of the transaction that wrote `epoch`, if one of the records is of it that are in the
+    /// answer to its repetition. Others may have written them anew since.
+    async fn made_at(
+        &self,
+        epoch: &[u8],
+        answer: &rpc::TxnResponse,
+    ) -> Result<Option<i64>, Failure> {
+        let found = answer
+            .responses
+            .iter()
+            .filter_map(|it| it.response.as_ref());
+        for Found::ResponseRange(found) in found {
+            for record in &found.kvs {
+                if self.epoch_at(record.mod_revision).await?.value == epoch {
+                    return Ok(Some(record.mod_revision));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// The epoch as it is, from one member alone, and the revision of its answer. The member is the one
     /// that answered last, or one `after` it.
     async fn epoch(&self, after: usize) -> Result<(Epoch, i64), Failure> {
@@ -277,6 +299,8 @@ impl KeyStore for Etcd {
         let changes = self.codec.encode_changes(&changes)?;
         let mut question = rpc::TxnRequest::default();
         let mut projects = BTreeSet::new();
+        // What tells whether it was made, should its answer get lost.
+        let mut traces = vec![self.key(EPOCH)];
         for change in changes {
             let key = self.key(&change.address);
             if !matches!(change.write, Write::Nothing)
@@ -300,7 +324,10 @@ impl KeyStore for Etcd {
                 )),
             });
             question.success.extend(match change.write {
-                Write::Put(value) => Some(op(Op::RequestPut(rpc::PutRequest { key, value }))),
+                Write::Put(value) => {
+                    traces.push(key.clone());
+                    Some(op(Op::RequestPut(rpc::PutRequest { key, value })))
+                }
                 Write::Erase => Some(op(Op::RequestDeleteRange(rpc::DeleteRangeRequest { key }))),
                 Write::Nothing => None,
             });
@@ -314,12 +341,24 @@ impl KeyStore for Etcd {
                 value: epoch.clone(),
             })));
         }
-        let answer = self.shared.client.txn(question).await?;
-        if !answer.succeeded {
+        // All are written at one revision, so one record tells as much as each.
+        traces.truncate(2);
+        let look = |key| rpc::RangeRequest {
+            key,
+            ..rpc::RangeRequest::default()
+        };
+        let looks = traces.into_iter().map(look).map(Op::RequestRange);
+        question.failure.extend(looks.map(op));
+        let Outcome { answer, repeated } = self.shared.client.txn(question).await?;
+        let revision = if answer.succeeded {
+            answer.header.ok_or(Failure::Nonsense)?.revision
+        } else if repeated {
+            let made = self.shared.made_at(&epoch, &answer).await?;
+            made.ok_or(Failure::Late)?
+        } else {
             return Err(StoreError::Conflict);
-        }
-        let header = answer.header.ok_or(Failure::Nonsense)?;
-        let revision = u64::try_from(header.revision).map_err(|_| Failure::Nonsense)?;
+        };
+        let revision = u64::try_from(revision).map_err(|_| Failure::Nonsense)?;
         Ok(Revision(revision))
     }
 

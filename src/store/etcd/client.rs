@@ -2,8 +2,8 @@
 //! asks.
 //!
 //! Every question may go to any member, because reads are linearizable. One that fails is put to the
-//! next member if it cannot have changed anything: a read, or a transaction that was never sent. A
-//! transaction that was sent and not answered may have been made; that is told as it is.
+//! next member, a transaction too: what a leader was told that died is not done, and etcd takes seven
+//! seconds to say so. A transaction may then have been made already; that is told with its answer.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -25,18 +25,17 @@ use crate::store::etcd::rpc::auth_client::AuthClient;
 use crate::store::etcd::rpc::kv_client::KvClient;
 use crate::store::etcd::rpc::watch_client::WatchClient;
 
-/// How long one member has for a read, before another is asked.
-const READ: Duration = Duration::from_secs(1);
-
-/// How long one member has for a transaction: the time that etcd itself gives it at its usual
-/// settings, after which its outcome is not known.
-const WRITE: Duration = Duration::from_secs(7);
+/// How long one member has, before another is asked.
+const EACH: Duration = Duration::from_secs(1);
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_millis(500);
 
 /// How long a read is put to one member after the other: as long as an ordinary election takes.
 const READS: Duration = Duration::from_secs(3);
+
+/// How long a transaction is: the time that etcd itself gives it at its usual settings.
+const WRITES: Duration = Duration::from_secs(7);
 
 /// The time after which all members are asked again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -147,7 +146,7 @@ impl Cluster {
             password: user.password.to_string(),
         };
         let mut client = AuthClient::new(member.channel());
-        let Ok(answer) = timeout(READ, client.authenticate(Request::new(question))).await else {
+        let Ok(answer) = timeout(EACH, client.authenticate(Request::new(question))).await else {
             member.reconnect();
             return Err(Failure::LogIn(Box::new(Failure::Late)));
         };
@@ -162,6 +161,9 @@ impl Cluster {
         Ok(())
     }
 }
+
+/// What etcd says when it has used up its quota.
+const FULL: &str = "etcdserver: mvcc: database space exceeded";
 
 type Token = Arc<MetadataValue<Ascii>>;
 
@@ -178,13 +180,13 @@ pub(super) struct Client {
     id: AtomicU64,
 }
 
-/// Whether a question may be put twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Repeat {
-    /// It changes nothing.
-    Always,
-    /// Only if it was certainly not heard.
-    Unheard,
+/// An answer to a transaction.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) answer: rpc::TxnResponse,
+    /// Whether a member may have heard the same transaction before, whose answer is not known. Then this
+    /// one may have failed because that one was made.
+    pub(super) repeated: bool,
 }
 
 impl Client {
@@ -205,9 +207,7 @@ impl Client {
         &self,
         question: rpc::RangeRequest,
     ) -> Result<rpc::RangeResponse, Failure> {
-        let answer = self
-            .ask(question, (READ, READS), Repeat::Always, range)
-            .await?;
+        let (answer, _) = self.ask(question, READS, range).await?;
         self.same_cluster(answer.header.as_ref())?;
         Ok(answer)
     }
@@ -221,18 +221,17 @@ impl Client {
     ) -> Result<rpc::RangeResponse, Failure> {
         let cluster = self.cluster.load_full();
         let at = self.current.load(Ordering::Relaxed).wrapping_add(after);
-        let answer = self.ask_one(&cluster, at, question, READ, &range).await?;
+        let answer = self.ask_one(&cluster, at, question, EACH, &range).await?;
         self.same_cluster(answer.header.as_ref())?;
         Ok(answer)
     }
 
-    pub(super) async fn txn(&self, question: rpc::TxnRequest) -> Result<rpc::TxnResponse, Failure> {
+    /// Makes a transaction. Of one that may be made twice, each making but the first must fail.
+    pub(super) async fn txn(&self, question: rpc::TxnRequest) -> Result<Outcome, Failure> {
         let ask = async |member: Channel, request| KvClient::new(member).txn(request).await;
-        let answer = self
-            .ask(question, (WRITE, WRITE), Repeat::Unheard, ask)
-            .await?;
+        let (answer, repeated) = self.ask(question, WRITES, ask).await?;
         self.same_cluster(answer.header.as_ref())?;
-        Ok(answer)
+        Ok(Outcome { answer, repeated })
     }
 
     /// Opens a stream of watches at the member `at`. The questions end with the stream.
@@ -245,7 +244,7 @@ impl Client {
         let member = cluster.member(at)?;
         let mut client = WatchClient::new(member.channel()).max_decoding_message_size(MAX_ANSWER);
         let asked = client.watch(cluster.request(questions));
-        let Ok(answer) = timeout(READ, asked).await else {
+        let Ok(answer) = timeout(EACH, asked).await else {
             member.reconnect();
             return Err(Failure::Late);
         };
@@ -273,30 +272,25 @@ impl Client {
         self.id.store(0, Ordering::Release);
     }
 
-    /// Asks one member after the other until one answers. The times are what one of them has, and all.
+    /// Asks one member after the other until one answers, and tells whether another one may have heard
+    /// the question before it. `all` is the time that they have together.
     async fn ask<Q: Clone, A>(
         &self,
         question: Q,
-        (each, all): (Duration, Duration),
-        repeat: Repeat,
+        all: Duration,
         ask: impl AsyncFn(Channel, Request<Q>) -> Result<Response<A>, Status>,
-    ) -> Result<A, Failure> {
+    ) -> Result<(A, bool), Failure> {
         let cluster = self.cluster.load_full();
         let asking = async {
             let mut asked = 0_usize;
+            let mut heard = false;
             loop {
                 let at = self.current.load(Ordering::Relaxed);
-                let answer = self.ask_one(&cluster, at, question.clone(), each, &ask);
-                let failure = match answer.await {
-                    Ok(answer) => return Ok(answer),
-                    Err(failure) => failure,
-                };
-                let may = match repeat {
-                    Repeat::Always => failure.is_passing(),
-                    Repeat::Unheard => failure.is_unheard(),
-                };
-                if !may {
-                    return Err(failure);
+                let answer = self.ask_one(&cluster, at, question.clone(), EACH, &ask);
+                match answer.await {
+                    Ok(answer) => return Ok((answer, heard)),
+                    Err(failure) if failure.is_passing() => heard |= !failure.is_unheard(),
+                    Err(failure) => return Err(failure),
                 }
                 asked = asked.wrapping_add(1);
                 if asked.is_multiple_of(cluster.members.len()) {
@@ -430,6 +424,8 @@ impl Failure {
         match self {
             Self::Late => true,
             Self::LogIn(why) => why.is_passing(),
+            // No member takes anything before somebody makes room.
+            Self::Refused(status) if status.message() == FULL => false,
             // Also how a connection ends that breaks under a question.
             Self::Refused(status) => matches!(
                 status.code(),
