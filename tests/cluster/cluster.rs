@@ -159,6 +159,8 @@ async fn whole(arguments: &Arguments, run: &Path, stop: &AtomicBool) -> bool {
     let keys = load.stop().await;
     if !arguments.sqlite {
         report.calm = calm::stops(&callers).await;
+        println!("killing and stopping the leading member in turn");
+        report.elections = calm::elections(&cluster, &callers).await;
         let Programs { kmsgate, other, .. } = &arguments.programs;
         println!("stopping and starting one replica after the other");
         let rolled = rolling::roll(&cluster, &probe.id, [other, kmsgate], arguments.rolls).await;

@@ -34,6 +34,9 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// How long those wait who ask again and again.
 const SOON: Duration = Duration::from_secs(1);
 
+/// How long callers wait who wait as long as it takes.
+const LONG: Duration = Duration::from_secs(20);
+
 /// The callers' side of every replica.
 #[derive(Clone, Debug)]
 pub(crate) struct Callers {
@@ -127,6 +130,15 @@ impl Callers {
         let same = self.clone();
         Self {
             limit: SOON,
+            ..same
+        }
+    }
+
+    /// The same, who wait as long as it takes.
+    pub(crate) fn patient(&self) -> Self {
+        let same = self.clone();
+        Self {
+            limit: LONG,
             ..same
         }
     }

@@ -479,11 +479,21 @@ impl Cluster {
 
     /// Which member leads, if one does and says so.
     pub(crate) fn leader(&self) -> Option<usize> {
-        let leads = |member: &Member| {
-            let status = self.status(member)?;
-            Some(status["leader"] == status["header"]["member_id"])
-        };
-        (0..self.members.len()).find(|&number| leads(&self.members[number]) == Some(true))
+        (0..self.members.len()).find(|number| self.leads(*number))
+    }
+
+    /// Waits until a member leads, and not this one, which is gone.
+    pub(crate) fn await_another_leader(&self, gone: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        let others = (0..self.members.len()).filter(|number| *number != gone);
+        while !others.clone().any(|number| self.leads(number)) {
+            assert!(Instant::now() < deadline, "no leader is elected");
+        }
+    }
+
+    fn leads(&self, number: usize) -> bool {
+        let status = self.status(&self.members[number]);
+        status.is_some_and(|status| status["leader"] == status["header"]["member_id"])
     }
 
     /// Has another member lead. Tells whether one does.

@@ -23,6 +23,8 @@ pub(crate) struct Report {
     stops: Vec<Stop>,
     /// How long after a stop a request succeeded elsewhere when nothing was wrong, in ascending order.
     pub(crate) calm: Vec<Duration>,
+    /// How long changes waited after elections.
+    pub(crate) elections: Vec<Duration>,
     /// The restarts one by one.
     pub(crate) rolled: Rolled,
 }
@@ -130,8 +132,11 @@ impl Report {
         let mut latest: Vec<_> = self.stops.iter().map(|stop| stop.latest).collect();
         latest.sort_unstable();
         let ms = |share| percentile(&latest, share).map_or(0.0, |&micros| micros as f64 / 1000.0);
-        let calm =
-            |share| percentile(&self.calm, share).map_or(0.0, |time| time.as_secs_f64() * 1e3);
+        let of = |times: &[Duration], share| {
+            percentile(times, share).map_or(0.0, |time| time.as_secs_f64() * 1e3)
+        };
+        let calm = |share| of(&self.calm, share);
+        let elections = |share| of(&self.elections, share);
         text += "\n| checked | seen |\n|---|---|\n";
         let rows = [
             (
@@ -162,6 +167,15 @@ impl Report {
             (
                 "the same with no fault, of other replicas, median, p99, latest",
                 format!("{:.0}, {:.0}, {:.0} ms", calm(50), calm(99), calm(100)),
+            ),
+            (
+                "last change to end of those sent before an election or not done, after it, median, latest",
+                format!(
+                    "{:.0}, {:.0} ms of {}",
+                    elections(50),
+                    elections(100),
+                    self.elections.len()
+                ),
             ),
             (
                 "replicas stopped and started again one by one, under load",

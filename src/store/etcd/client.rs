@@ -1,9 +1,9 @@
 //! A client of an etcd cluster: which member to ask, what to do when it does not answer, and who
 //! asks.
 //!
-//! Every question may go to any member, because reads are linearizable. One that fails is put to the
-//! next member, a transaction too: what a leader was told that died is not done, and etcd takes seven
-//! seconds to say so. A transaction may then have been made already; that is told with its answer.
+//! Every question may go to any member, because reads are linearizable. One that fails or takes long is
+//! put to the next member, a transaction too: what a leader was told that died is not done, and etcd
+//! takes seven seconds to say so. It may then have been made already; that is told with its answer.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tonic::metadata::{Ascii, MetadataValue};
@@ -25,8 +26,12 @@ use crate::store::etcd::rpc::auth_client::AuthClient;
 use crate::store::etcd::rpc::kv_client::KvClient;
 use crate::store::etcd::rpc::watch_client::WatchClient;
 
-/// How long one member has, before another is asked.
+/// How long one member has.
 const EACH: Duration = Duration::from_secs(1);
+
+/// How long it has alone, before another is asked too. Of three members the old leader and one that
+/// still trusted it may be asked first, and a second after an election all must be as before.
+const ALONE: Duration = Duration::from_millis(400);
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_millis(500);
@@ -184,7 +189,7 @@ pub(super) struct Client {
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) answer: rpc::TxnResponse,
-    /// Whether a member may have heard the same transaction before, whose answer is not known. Then this
+    /// Whether another member may have heard the same transaction, whose answer is not known. Then this
     /// one may have failed because that one was made.
     pub(super) repeated: bool,
 }
@@ -221,7 +226,7 @@ impl Client {
     ) -> Result<rpc::RangeResponse, Failure> {
         let cluster = self.cluster.load_full();
         let at = self.current.load(Ordering::Relaxed).wrapping_add(after);
-        let answer = self.ask_one(&cluster, at, question, EACH, &range).await?;
+        let answer = self.ask_one(&cluster, at, question, &range).await?;
         self.same_cluster(answer.header.as_ref())?;
         Ok(answer)
     }
@@ -273,7 +278,7 @@ impl Client {
     }
 
     /// Asks one member after the other until one answers, and tells whether another one may have heard
-    /// the question before it. `all` is the time that they have together.
+    /// the question too. `all` is the time that they have together.
     async fn ask<Q: Clone, A>(
         &self,
         question: Q,
@@ -282,16 +287,18 @@ impl Client {
     ) -> Result<(A, bool), Failure> {
         let cluster = self.cluster.load_full();
         let asking = async {
-            let mut asked = 0_usize;
-            let mut heard = false;
+            let mut at = self.current.load(Ordering::Relaxed);
+            let (mut asked, mut heard) = (0_usize, false);
+            let mut under_way = FuturesUnordered::new();
             loop {
-                let at = self.current.load(Ordering::Relaxed);
-                let answer = self.ask_one(&cluster, at, question.clone(), EACH, &ask);
-                match answer.await {
-                    Ok(answer) => return Ok((answer, heard)),
-                    Err(failure) if failure.is_passing() => heard |= !failure.is_unheard(),
-                    Err(failure) => return Err(failure),
+                under_way.push(self.ask_one(&cluster, at, question.clone(), &ask));
+                match timeout(ALONE, under_way.next()).await {
+                    Ok(Some(Ok(answer))) => return Ok((answer, heard)),
+                    Ok(Some(Err(failure))) if !failure.is_passing() => return Err(failure),
+                    Ok(Some(Err(failure))) => heard |= !failure.is_unheard(),
+                    Ok(None) | Err(_) => heard = true,
                 }
+                at = at.wrapping_add(1);
                 asked = asked.wrapping_add(1);
                 if asked.is_multiple_of(cluster.members.len()) {
                     sleep(PAUSE).await;
@@ -307,13 +314,12 @@ impl Client {
         cluster: &Cluster,
         at: usize,
         question: Q,
-        patience: Duration,
         ask: &impl AsyncFn(Channel, Request<Q>) -> Result<Response<A>, Status>,
     ) -> Result<A, Failure> {
         let member = cluster.member(at)?;
         let once = async || {
             let request = cluster.request(question.clone());
-            match timeout(patience, ask(member.channel(), request)).await {
+            match timeout(EACH, ask(member.channel(), request)).await {
                 Ok(answer) => answer.map(Response::into_inner).map_err(Failure::from),
                 Err(_) => {
                     member.reconnect();
