@@ -118,7 +118,7 @@ async fn whole(arguments: &Arguments, run: &Path, stop: &AtomicBool) -> bool {
     let mut report = Report::default();
     let _ = recovery(&callers, &probe).await;
     clocks_jump(&cluster, &callers).await;
-    let load = Load::start(&callers, &mut random);
+    let load = Load::start(&callers, arguments.sqlite, &mut random);
     let pulse = Pulse::start(&callers, &probe);
 
     let number = rounds.len();

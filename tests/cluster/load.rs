@@ -19,6 +19,7 @@ use kmsgate::grpc::pb;
 use kmsgate::grpc::pb::crypto_service_client::CryptoServiceClient;
 use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
 use kmsgate::grpc::pb::key_service_client::KeyServiceClient;
+use kmsgate::grpc::pb::operator_service_client::OperatorServiceClient;
 
 use crate::checker::{Act, Key, Life, Moment, Seen};
 use crate::history::{Book, Calls, Sealed, Spec, Track};
@@ -52,6 +53,7 @@ pub(crate) struct Callers {
 struct Client {
     crypto: CryptoServiceClient<Channel>,
     keys: KeyServiceClient<Channel>,
+    operator: OperatorServiceClient<Channel>,
     token: AsciiMetadataValue,
 }
 
@@ -113,7 +115,8 @@ impl Callers {
                 .connect_lazy();
             Client {
                 crypto: CryptoServiceClient::new(channel.clone()),
-                keys: KeyServiceClient::new(channel),
+                keys: KeyServiceClient::new(channel.clone()),
+                operator: OperatorServiceClient::new(channel),
                 token: TOKEN.parse().unwrap(),
             }
         };
@@ -501,6 +504,57 @@ impl Callers {
         }
     }
 
+    /// Puts every record under the replica's first root key. Tells whether that is done.
+    pub(crate) async fn rotate_root_key(&self, replica: usize) -> bool {
+        let mut client = self.clients[replica].operator.clone();
+        let call = async move |request| {
+            let mut told = client.rotate_root_key(request).await?.into_inner();
+            let mut last = pb::RotateRootKeyResponse::default();
+            while let Some(next) = told.message().await? {
+                last = next;
+            }
+            Ok(Response::new(last))
+        };
+        let message = pb::RotateRootKeyRequest {};
+        let ended = self.ask("rotate root key", replica, message, call).await;
+        match ended.outcome {
+            Outcome::Done(last) => {
+                if last.done < last.total {
+                    self.wrong(replica, &format!("a rotation ended with {last:?}"));
+                }
+                true
+            }
+            Outcome::Refused(kind) => {
+                self.wrong(replica, &format!("a rotation is refused: {kind:?}"));
+                false
+            }
+            Outcome::Unknown => false,
+        }
+    }
+
+    /// Copies the store and throws the copy away.
+    async fn back_up(&self, replica: usize) {
+        let mut client = self.clients[replica].operator.clone();
+        let call = async move |request| {
+            let mut parts = client.back_up_store(request).await?.into_inner();
+            let (mut size, mut had) = (0, 0);
+            while let Some(part) = parts.message().await? {
+                had += part.data.len() as u64;
+                size = part.size;
+            }
+            Ok(Response::new((size, had)))
+        };
+        let message = pb::BackUpStoreRequest {};
+        match self.ask("back up", replica, message, call).await.outcome {
+            Outcome::Done((size, had)) if size == had && size > 0 => {}
+            Outcome::Done((size, had)) => {
+                self.wrong(replica, &format!("a copy of {size} bytes had {had}"));
+            }
+            Outcome::Refused(kind) => self.wrong(replica, &format!("a copy is refused: {kind:?}")),
+            Outcome::Unknown => {}
+        }
+    }
+
     /// Notes a refusal for the state of a key, which the store must stand behind. Any other is wrong.
     fn refused(&self, replica: usize, what: &str, key: &Track, when: (Moment, Moment), kind: Kind) {
         let life = match kind {
@@ -720,19 +774,22 @@ impl Beat {
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     lives: Vec<JoinHandle<usize>>,
+    operator: JoinHandle<()>,
 }
 
 impl Load {
-    pub(crate) fn start(callers: &Callers, random: &mut Random) -> Self {
+    pub(crate) fn start(callers: &Callers, sqlite: bool, random: &mut Random) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         // Some of each kind at once, whatever comes later.
         let first = [Spec::Rsa2048, Spec::Sm2, Spec::Aes256];
+        let operator = operate(callers.patient(), sqlite, random.fork(), Arc::clone(&stop));
         let lives = first.iter().cycle().take(KEYS).map(|&first| {
             let lives = lives(callers.clone(), first, random.fork(), Arc::clone(&stop));
             tokio::spawn(lives)
         });
         Self {
             lives: lives.collect(),
+            operator: tokio::spawn(operator),
             stop,
         }
     }
@@ -744,7 +801,20 @@ impl Load {
         for life in self.lives {
             keys += life.await.unwrap();
         }
+        self.operator.await.unwrap();
         keys
+    }
+}
+
+/// Replaces the root key at one replica after the other, and copies a store that is a file.
+async fn operate(callers: Callers, sqlite: bool, mut random: Random, stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Relaxed) {
+        let replica = random.below(callers.replicas());
+        callers.rotate_root_key(replica).await;
+        if sqlite {
+            callers.back_up(replica).await;
+        }
+        tokio::time::sleep(random.millis(500..3000)).await;
     }
 }
 

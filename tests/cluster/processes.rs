@@ -29,6 +29,9 @@ use crate::proxy::{Link, Pid};
 /// The token that may do anything.
 pub(crate) const TOKEN: &str = "8f0c4a1de57b4f0d9c9f83a6f2a1b7c4d5e60718293a4b5c";
 
+/// The files of the root keys.
+const ROOT_KEYS: [&str; 2] = ["one.key", "other.key"];
+
 /// How long members may take to elect a leader and answer, on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -385,12 +388,14 @@ impl Cluster {
     }
 
     async fn add_replicas(&mut self, programs: &Programs, replicas: usize, ports: &mut Ports) {
-        RootKey::create(&self.run.join("root.key")).unwrap();
+        for root in ROOT_KEYS {
+            RootKey::create(&self.run.join(root)).unwrap();
+        }
         let entry = Entry {
             name: "load",
             project: "53d1aefc533f4ce9a59c26b01667cbcf",
             expires: None,
-            actions: &["kms:*"],
+            actions: &["kms:*", "kms:system:*"],
         };
         let tokens = self.run.join("tokens.toml");
         fs::write(&tokens, entry.render(TOKEN.as_bytes()).unwrap()).unwrap();
@@ -422,9 +427,15 @@ impl Cluster {
                 let bound = programs.max_staleness.as_deref().unwrap_or("3s");
                 format!("kind = \"etcd\"\nendpoints = {endpoints:?}\nmax_staleness = \"{bound}\"")
             };
+            // Not all of them the same first, so that there is something to rotate again and again.
+            let [mut first, mut second] = ROOT_KEYS;
+            if number % 2 == 1 {
+                std::mem::swap(&mut first, &mut second);
+            }
             let text = format!(
                 "grpc = \"{grpc}\"\nrest = \"{}\"\nadmin = \"{}\"\n\
-                 root_key_file = \"{run}/root.key\"\nshutdown = {{ lag = \"0ms\" }}\n\
+                 root_key_file = \"{run}/{first}\"\n\
+                 previous_root_key_files = [\"{run}/{second}\"]\nshutdown = {{ lag = \"0ms\" }}\n\
                  [store]\n{store}\n[auth]\ntoken_file = \"{run}/tokens.toml\"\n",
                 ports.next(),
                 ports.next(),
