@@ -48,6 +48,7 @@ REFUSED = [
     ({"store": {"etcd": {"maxStaleness": "999ms"}}}, "maxStaleness"),
     ({"store": {"etcd": {"maxStaleness": "61s"}}}, "maxStaleness"),
     ({"store": {"etcd": {"maxStaleness": "2m"}}}, "maxStaleness"),
+    ({"istio": {"identities": [{"identity": "spiffe://cluster.local/*", "project": "p"}]}}, "identities"),
     ({"rootKey": {"file": ""}}, "needs [pkcs11]"),
     ({"rootKey": {"previous": ["../root.key"]}}, "previous"),
     ({"credentials": {"tokens": False}}, "nobody is let in"),
