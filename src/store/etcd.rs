@@ -2,7 +2,9 @@
 //!
 //! Each record is one key, the prefix and then its address as it is written. A put is one transaction that compares
 //! the revision of every record with the expected one; etcd's *mod revision* of a record is our
-//! [`Revision`]. So two servers that change the same key never overwrite each other.
+//! [`Revision`]. So two servers that change the same key never overwrite each other, and a transaction
+//! that was put to several members is made once, however late it comes to one: each raises the revision of
+//! a record, and no key's id is given twice.
 //!
 //! What etcd keeps is sealed and authenticated like everywhere else. Unlike in the other stores, what
 //! is erased or replaced is not overwritten: it stays in etcd's history until that is compacted and
