@@ -191,11 +191,6 @@ impl InEtcd {
         etcd(&self.prefix)
     }
 
-    /// A prefix of the same cluster's that nobody else has.
-    fn another_prefix(&self) -> String {
-        format!("another-{}", self.prefix)
-    }
-
     fn key(&self, address: &Address) -> String {
         format!("{}{address}", self.prefix)
     }
@@ -438,7 +433,7 @@ async fn etcd_does_a_change_once_whose_question_or_answer_got_lost() {
         let seen = read(fixture.store(), &key("p", 1)).await;
         assert_eq!(seen.revision, made, "{what:?}");
 
-        let (store, lose) = etcd_by_a_bad_way(&fixture.another_prefix()).await;
+        let (store, lose) = etcd_by_a_bad_way(&InEtcd::new().prefix).await;
         let made = create(&store, &key("p", 1)).await;
         lose.send_replace(what);
         // It leaves nothing by which it is known but the epoch.

@@ -176,9 +176,13 @@ async fn greet(
         (Accepted::Unix(stream), _) => Stream::Unix(stream),
         (Accepted::Tcp(stream), None) => Stream::Tcp(stream),
         (Accepted::Tcp(stream), Some(tls)) => {
+            let too_late = async {
+                stopped(leaving).await;
+                tokio::time::sleep(SOON).await;
+            };
             let accepted = tokio::select! {
                 accepted = tls.accept(stream) => accepted,
-                () = soon_after(leaving) => return None,
+                () = too_late => return None,
             };
             match accepted {
                 Ok((stream, certificate)) => {
@@ -195,12 +199,11 @@ async fn greet(
     Some((stream, peer))
 }
 
-/// Completes [`SOON`] after the server stopped.
-async fn soon_after(mut leaving: watch::Receiver<bool>) {
+/// Completes when clients are told to go because the server stops, and never if it ends otherwise.
+async fn stopped(mut leaving: watch::Receiver<bool>) {
     if leaving.wait_for(|leaving| *leaving).await.is_err() {
         std::future::pending::<()>().await;
     }
-    tokio::time::sleep(SOON).await;
 }
 
 /// Answers the requests of one connection until it ends, or has nothing more to say.
@@ -317,10 +320,8 @@ async fn silence(read: Arc<AtomicUsize>) -> End {
 
 /// Completes when the server is stopping and nothing is in work on the connection: the HTTP library
 /// would wait for the rest of half a request.
-async fn idle_after(mut leaving: watch::Receiver<bool>, work: Arc<Work>) -> End {
-    if leaving.wait_for(|leaving| *leaving).await.is_err() {
-        std::future::pending::<()>().await;
-    }
+async fn idle_after(leaving: watch::Receiver<bool>, work: Arc<Work>) -> End {
+    stopped(leaving).await;
     let mut idle = 0;
     // Twice in a row, so that an answer that was just made is also sent.
     while idle < 2 {
@@ -695,8 +696,7 @@ mod tests {
     async fn a_silent_client_holds_up_nobody_and_stopping_waits_for_nobody_who_is_idle() {
         let (_silent, stop) = connected().await;
         let mut client = TcpStream::connect(stop.address).await.unwrap();
-        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
-        client.write_all(request).await.unwrap();
+        client.write_all(REQUEST).await.unwrap();
         let mut answer = [0; 15];
         client.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"HTTP/1.1 200 OK");
@@ -802,8 +802,7 @@ mod tests {
 
         let (mut client, _stop) = connected().await;
         let begun = tokio::time::Instant::now();
-        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
-        while client.write_all(request).await.is_ok() {
+        while client.write_all(REQUEST).await.is_ok() {
             let mut answer = [0; 4096];
             if client.read(&mut answer).await.unwrap_or(0) == 0 {
                 break;
@@ -863,19 +862,16 @@ mod tests {
     async fn who_waits_to_be_accepted_when_the_server_stops_is_answered() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
         let mut clients = Vec::new();
         for _ in 0..32 {
             let mut client = TcpStream::connect(address).await.unwrap();
-            client.write_all(request).await.unwrap();
+            client.write_all(REQUEST).await.unwrap();
             clients.push(client);
         }
         let stop = serving(listener);
         stop.sender.send_replace(true);
         for mut client in clients {
-            let mut answer = String::new();
-            client.read_to_string(&mut answer).await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:?}");
+            assert_answered_and_closed(&mut client).await;
         }
         stop.served.await.unwrap();
         assert!(TcpStream::connect(address).await.is_err());
@@ -890,11 +886,8 @@ mod tests {
         also.sender.send_replace(true);
         tokio::time::sleep(Duration::from_millis(20)).await;
 
-        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
-        client.write_all(request).await.unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:?}");
+        client.write_all(REQUEST).await.unwrap();
+        assert_answered_and_closed(&mut client).await;
 
         let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
         let (fine, _) = client.send_request(get("/fine"), true).unwrap();
@@ -909,17 +902,20 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_comes_as_the_server_stops_is_answered() {
         let (mut client, stop) = connected().await;
-        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
-        client.write_all(request).await.unwrap();
+        client.write_all(REQUEST).await.unwrap();
         let mut answer = [0; 4096];
         assert!(client.read(&mut answer).await.unwrap() > 0);
         // It has arrived, and nobody has had time to look at it.
-        assert_eq!(client.try_write(request).unwrap(), request.len());
+        assert_eq!(client.try_write(REQUEST).unwrap(), REQUEST.len());
         stop.sender.send_replace(true);
+        assert_answered_and_closed(&mut client).await;
+        stop.served.await.unwrap();
+    }
+
+    async fn assert_answered_and_closed(client: &mut TcpStream) {
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:?}");
-        stop.served.await.unwrap();
     }
 
     /// No connection ends before its time by the clock of a test, and none a second after it.
@@ -930,6 +926,8 @@ mod tests {
     }
 
     const AGE: Duration = Duration::from_secs(600);
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
     const LONG_ANSWER: &[u8] = &[7; 32 * 1024 * 1024];
 

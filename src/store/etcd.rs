@@ -227,9 +227,8 @@ impl Shared {
 
     fn ask_epoch(&self, revision: i64) -> rpc::RangeRequest {
         rpc::RangeRequest {
-            key: self.key(EPOCH),
             revision,
-            ..rpc::RangeRequest::default()
+            ..one(self.key(EPOCH))
         }
     }
 }
@@ -288,10 +287,7 @@ fn found(answer: &rpc::RangeResponse) -> Epoch {
 #[async_trait]
 impl KeyStore for Etcd {
     async fn get(&self, address: &Address) -> Result<Option<Versioned>, StoreError> {
-        let question = rpc::RangeRequest {
-            key: self.key(&address.to_string()),
-            ..rpc::RangeRequest::default()
-        };
+        let question = one(self.key(&address.to_string()));
         let answer = self.shared.client.range(question).await?;
         let found = answer.kvs.first();
         found.map(|found| self.versioned(found)).transpose()
@@ -301,8 +297,7 @@ impl KeyStore for Etcd {
         let changes = self.codec.encode_changes(&changes)?;
         let mut question = rpc::TxnRequest::default();
         let mut projects = BTreeSet::new();
-        // What tells whether it was made, should its answer get lost.
-        let mut traces = vec![self.key(EPOCH)];
+        let mut written = None;
         for change in changes {
             let key = self.key(&change.address);
             if !matches!(change.write, Write::Nothing)
@@ -327,7 +322,7 @@ impl KeyStore for Etcd {
             });
             question.success.extend(match change.write {
                 Write::Put(value) => {
-                    traces.push(key.clone());
+                    written.get_or_insert_with(|| key.clone());
                     Some(op(Op::RequestPut(rpc::PutRequest { key, value })))
                 }
                 Write::Erase => Some(op(Op::RequestDeleteRange(rpc::DeleteRangeRequest { key }))),
@@ -343,14 +338,11 @@ impl KeyStore for Etcd {
                 value: epoch.clone(),
             })));
         }
-        // All are written at one revision, so one record tells as much as each.
-        traces.truncate(2);
-        let look = |key| rpc::RangeRequest {
-            key,
-            ..rpc::RangeRequest::default()
-        };
-        let looks = traces.into_iter().map(look).map(Op::RequestRange);
-        question.failure.extend(looks.map(op));
+        // What tells whether it was made, should its answer get lost. All are written at one revision, so
+        // one record tells as much as each.
+        for key in [self.key(EPOCH)].into_iter().chain(written) {
+            question.failure.push(op(Op::RequestRange(one(key))));
+        }
         let Outcome { answer, repeated } = self.shared.client.txn(question).await?;
         let revision = if answer.succeeded {
             answer.header.ok_or(Failure::Nonsense)?.revision
@@ -420,10 +412,7 @@ impl KeyStore for Etcd {
             Prefix::Keys(project) => epoch_of(project.as_str()),
             Prefix::Deletions | Prefix::Everything => EPOCH.to_owned(),
         };
-        let question = rpc::RangeRequest {
-            key: self.key(&epoch),
-            ..rpc::RangeRequest::default()
-        };
+        let question = one(self.key(&epoch));
         let answer = self.shared.client.range(question).await?;
         // Of a store that was set back to a snapshot the epoch is the snapshot's, as the records are.
         let Epoch { count, value, .. } = found(&answer);
@@ -436,6 +425,14 @@ impl KeyStore for Etcd {
 
     async fn follow(&self, watcher: &dyn Watcher) {
         follow::follow(&self.shared, watcher).await;
+    }
+}
+
+/// Asks for one key.
+fn one(key: Vec<u8>) -> rpc::RangeRequest {
+    rpc::RangeRequest {
+        key,
+        ..rpc::RangeRequest::default()
     }
 }
 

@@ -130,20 +130,17 @@ impl Callers {
 
     /// The same, who ask again and again, and do not wait long.
     pub(crate) fn impatient(&self) -> Self {
-        let same = self.clone();
-        Self {
-            limit: SOON,
-            ..same
-        }
+        self.who_wait(SOON)
     }
 
     /// The same, who wait as long as it takes.
     pub(crate) fn patient(&self) -> Self {
+        self.who_wait(LONG)
+    }
+
+    fn who_wait(&self, limit: Duration) -> Self {
         let same = self.clone();
-        Self {
-            limit: LONG,
-            ..same
-        }
+        Self { limit, ..same }
     }
 
     pub(crate) const fn replicas(&self) -> usize {
@@ -504,8 +501,8 @@ impl Callers {
         }
     }
 
-    /// Puts every record under the replica's first root key. Tells whether that is done.
-    pub(crate) async fn rotate_root_key(&self, replica: usize) -> bool {
+    /// Puts every record under the replica's first root key.
+    async fn rotate_root_key(&self, replica: usize) {
         let mut client = self.clients[replica].operator.clone();
         let call = async move |request| {
             let mut told = client.rotate_root_key(request).await?.into_inner();
@@ -518,17 +515,13 @@ impl Callers {
         let message = pb::RotateRootKeyRequest {};
         let ended = self.ask("rotate root key", replica, message, call).await;
         match ended.outcome {
-            Outcome::Done(last) => {
-                if last.done < last.total {
-                    self.wrong(replica, &format!("a rotation ended with {last:?}"));
-                }
-                true
+            Outcome::Done(last) if last.done < last.total => {
+                self.wrong(replica, &format!("a rotation ended with {last:?}"));
             }
             Outcome::Refused(kind) => {
                 self.wrong(replica, &format!("a rotation is refused: {kind:?}"));
-                false
             }
-            Outcome::Unknown => false,
+            Outcome::Done(_) | Outcome::Unknown => {}
         }
     }
 

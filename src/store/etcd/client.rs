@@ -167,13 +167,13 @@ impl Cluster {
     }
 }
 
-/// What etcd says when it has used up its quota.
-const FULL: &str = "etcdserver: mvcc: database space exceeded";
-
 type Token = Arc<MetadataValue<Ascii>>;
 
 /// What etcd says to who logs in where there is nothing to log in to.
 const AUTH_OFF: &str = "etcdserver: authentication is not enabled";
+
+/// What it says when it has used up its quota.
+const FULL: &str = "etcdserver: mvcc: database space exceeded";
 
 /// A client that finds a member that answers.
 #[derive(Debug)]
