@@ -13,7 +13,7 @@ kryoptic=target/interop-kryoptic
 
 install_modules() {
   local missing=() package
-  for package in curl jq libclang-14-dev libsqlite3-dev libssl-dev opensc openssl pkg-config softhsm2; do
+  for package in curl jq libclang-14-dev libsqlite3-dev libssl-dev opensc openssl pkg-config softhsm2 strace; do
     dpkg --status "$package" >/dev/null 2>&1 || missing+=("$package")
   done
   if ((${#missing[@]})); then
@@ -127,6 +127,25 @@ await "http://$admin/readyz" "$server"
 ask decrypt-data "{\"cipher_text\":\"$cipher_text\"}"
 equal "decrypt-data" "attack at dawn" "$(jq -r .plain_text <<<"$body")"
 ok "a server whose root key is in a token starts again and decrypts"
+
+# What deploy/README.md has people write for a token, with this one's PIN.
+{
+  printf '%s = "127.0.0.1:0"\n' grpc rest admin
+  sed -n '/^\(store\|auth\) = /p' "$scratch/softhsm.toml"
+  sed -n '/^  extra: |$/,/^[^ ]/{s/^    //p}' deploy/README.md | sed "s:/etc/kmsgate/pkcs11/pin:$scratch/pin:"
+} >"$scratch/deployed.toml"
+"$kmsgate" root-key new-in-token --config "$scratch/deployed.toml" >/dev/null
+equal "check-config" "$scratch/deployed.toml is good" \
+  "$("$kmsgate" check-config --config "$scratch/deployed.toml")"
+ok "kmsgate takes the configuration of a token in deploy/README.md"
+
+# Threads that end slowly, so that one for which nobody waits would outlive the program.
+strace --follow-forks --quiet=all --trace=prctl,exit,exit_group --inject=exit:delay_enter=200ms \
+  --output="$scratch/trace" "$kmsgate" check-config --config "$scratch/softhsm.toml" >/dev/null
+keeper=$(sed -n 's/^\([0-9]*\) .*prctl(PR_SET_NAME, "pkcs11").*/\1/p' "$scratch/trace")
+equal "the last to end, after the module's thread" "exit exit_group" \
+  "$(sed -n "s/^$keeper *\(exit\)(0) .*/\1/p; s/.* \(exit_group\)(0).*/\1/p" "$scratch/trace" | paste -sd' ')"
+ok "the program ends after the module, which otherwise crashes"
 
 ask create-key '{"key_alias":"unopened"}'
 unopened=$(jq -r .key_info.key_id <<<"$body")

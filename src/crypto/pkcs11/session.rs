@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
@@ -38,7 +38,8 @@ pub struct Settings {
     pub sessions: usize,
 }
 
-/// How long a call waits for one of the sessions, and for the token to come back.
+/// How long a call waits for one of the sessions, and for the token to come back; and the end of the
+/// program for the module.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the keeper rests between two attempts to find the token.
@@ -50,6 +51,8 @@ const MAX_PIN: usize = 1024;
 /// A token, logged in to.
 pub struct Module {
     shared: Arc<Shared>,
+    /// The keeper, until the module is dropped.
+    keeper: Option<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -76,6 +79,8 @@ struct State {
     /// The PIN that the token refused.
     refused: Option<Zeroizing<String>>,
     closing: bool,
+    /// The keeper has ended the module for good.
+    closed: bool,
 }
 
 impl Module {
@@ -92,11 +97,14 @@ impl Module {
         });
         shared.connect()?;
         let keeper = Arc::clone(&shared);
-        thread::Builder::new()
+        let keeper = thread::Builder::new()
             .name("pkcs11".to_owned())
             .spawn(move || keeper.keep())
             .map_err(ModuleError::Thread)?;
-        Ok(Self { shared })
+        Ok(Self {
+            shared,
+            keeper: Some(keeper),
+        })
     }
 
     /// Whether the token answered when it was last asked.
@@ -161,10 +169,22 @@ impl fmt::Debug for Module {
     }
 }
 
+/// Waits for the module's end: a process that exits takes the library's globals down, and whoever is
+/// in the library then crashes. A module that hangs is left to itself.
 impl Drop for Module {
     fn drop(&mut self) {
         self.shared.lock().closing = true;
         self.shared.changed.notify_all();
+        let open = |state: &mut State| !state.closed;
+        let waited = self
+            .shared
+            .changed
+            .wait_timeout_while(self.shared.lock(), PATIENCE, open);
+        let closed = waited.unwrap_or_else(PoisonError::into_inner).0.closed;
+        if let Some(keeper) = self.keeper.take().filter(|_| closed) {
+            // It has nothing left to do; and where it panicked, that was told.
+            let _ended = keeper.join();
+        }
     }
 }
 
@@ -260,6 +280,8 @@ impl Shared {
                 tracing::debug!(%error, "the pkcs11 module does not end");
             }
             if closing {
+                self.lock().closed = true;
+                self.changed.notify_all();
                 return;
             }
             let found = self.connect();
