@@ -654,6 +654,31 @@ async fn an_access_key_is_its_own_name_if_it_has_no_other() {
     assert_eq!(&*caller.name, "AKEXAMPLE0000000000");
 }
 
+#[test]
+fn a_credential_is_found_by_its_name_also_when_it_has_expired() {
+    let past = "2020-01-01T00:00:00Z";
+    let valid = access_key_entry("")
+        .replace("AKEX", "AKOTHER")
+        .replace("billing", "other");
+    let file = AccessKeyFile::of(&(access_key_entry(&format!("expires = {past}")) + &valid));
+    let keys = AccessKeys::load(&file.path, TestClock::at(NOW)).unwrap();
+    let expired = Entry {
+        expires: Some(past),
+        ..ENTRY
+    };
+    let [expired, valid] = [
+        expired.render(b"s3cret").unwrap(),
+        OTHER.render(b"another").unwrap(),
+    ];
+    let tokens = TokenFile::of(&(expired + &valid)).load();
+    for name in ["billing", "other"] {
+        assert_eq!(&*keys.named(name).unwrap().name, name);
+        assert_eq!(&*tokens.named(name).unwrap().name, name);
+    }
+    assert!(keys.named("AKEXAMPLE0000000000").is_none());
+    assert!(tokens.named("s3cret").is_none());
+}
+
 #[tokio::test]
 async fn an_access_key_is_forgotten_when_its_file_forgets_it() {
     let file = AccessKeyFile::new("");
