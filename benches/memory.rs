@@ -1,8 +1,8 @@
-//! What an opened AES-256 key takes of memory: a keyring with a million of them, and what the kernel
-//! counts to the process before and after.
+//! What opened keys take of memory, by what the kernel counts to the process before and after: a version of each
+//! spec, and a keyring with a million AES-256 keys.
 //!
-//! The keys are made when they are asked for, by a store that keeps nothing, so that only the
-//! keyring grows. Every key is opened and encrypts once.
+//! The keys of the keyring are made when they are asked for, by a store that keeps nothing, so that only the keyring
+//! grows. Every key is opened and encrypts once.
 
 #![allow(
     clippy::print_stdout,
@@ -22,7 +22,7 @@ use kmsgate::crypto::root::RootKey;
 use kmsgate::crypto::rustcrypto::RustCrypto;
 use kmsgate::crypto::{Choice, OpenKey, Provider, Providers, VersionName};
 use kmsgate::domain::caller::{Actions, Caller};
-use kmsgate::domain::frame::{Head, Suite};
+use kmsgate::domain::frame::{HEAD, Head, Suite};
 use kmsgate::domain::key::{KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion};
 use kmsgate::domain::secret::Plaintext;
 use kmsgate::domain::time::Timestamp;
@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Fills a keyring with AES-256 keys and prints what each takes of memory.
+/// Opens keys, fills a keyring with AES-256 keys, and prints what each takes of memory.
 #[derive(Parser)]
 #[command(name = "memory", bin_name = "cargo bench --bench memory --")]
 struct Args {
@@ -73,13 +73,72 @@ fn main() -> ExitCode {
     if args.test || !args.bench {
         return ExitCode::SUCCESS;
     }
-    match measure(args.keys, args.provider) {
+    match versions().and_then(|()| measure(args.keys, args.provider)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("memory: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Opens one key of each spec over and over, and encrypts with each once.
+fn versions() -> Outcome<()> {
+    let root = Arc::new(RootKey::generate()?);
+    let aws_lc: Arc<dyn Provider> = Arc::new(AwsLc::new(Arc::<RootKey>::clone(&root)));
+    let rustcrypto: Arc<dyn Provider> = Arc::new(RustCrypto::new(root));
+    println!("| spec | provider | opened | bytes for a version |\n|---|---|--:|--:|");
+    for &spec in KeySpec::ALL {
+        for provider in [&aws_lc, &rustcrypto] {
+            if !provider.supports(spec) {
+                continue;
+            }
+            let opened = match spec {
+                KeySpec::Aes256 => 100_000,
+                _ => 5_000,
+            };
+            let bytes = version(spec, &**provider, opened)?;
+            println!(
+                "| {} | {} | {opened} | {bytes} |",
+                spec.name(),
+                provider.name()
+            );
+        }
+    }
+    println!();
+    Ok(())
+}
+
+fn version(spec: KeySpec, provider: &dyn Provider, opened: usize) -> Outcome<u64> {
+    let name = VersionName {
+        project: "53d1aefc533f4ce9a59c26b01667cbcf".parse()?,
+        key_id: KeyId::from_random([7; 16]),
+        version: KeyVersion::FIRST,
+        spec,
+    };
+    let sealed = provider.generate(&name)?;
+    let use_once = || {
+        let key = provider.open(&name, &sealed)?;
+        let text = Plaintext::new(vec![b'a'; 32]);
+        match &key {
+            OpenKey::Symmetric(key) => {
+                let mut frame = vec![0; HEAD];
+                key.encrypt(&mut frame, &text, &[])?;
+            }
+            OpenKey::Pair(key) => drop(key.encrypt(&text)?),
+        }
+        Outcome::Ok(key)
+    };
+    let mut keys = Vec::with_capacity(opened);
+    keys.extend((0..opened / 100).map(|_| use_once()));
+    let (before, first) = (resident()?, keys.len());
+    keys.extend((first..opened).map(|_| use_once()));
+    let taken = resident()? - before;
+    for key in keys {
+        // What is freed would be taken again by the next, and not counted to it.
+        std::mem::forget(key?);
+    }
+    Ok(taken / (opened - first) as u64)
 }
 
 fn measure(keys: u64, name: Name) -> Outcome<()> {

@@ -39,6 +39,20 @@ impl KeySpec {
             Work::Make => make,
         }
     }
+
+    /// About how much memory an opened version takes, in bytes, the more of its providers in software. An SM2 key that
+    /// has encrypted has a table.
+    ///
+    /// Measured by `cargo bench --bench memory`.
+    pub const fn opened_bytes(self) -> usize {
+        match self {
+            Self::Aes256 => 590,
+            Self::Rsa2048 => 4_400,
+            Self::Rsa3072 => 6_400,
+            Self::Rsa4096 => 8_300,
+            Self::Sm2 => 52_300,
+        }
+    }
 }
 
 /// About how long reading a record from the store has one core, and checking it, in microseconds.

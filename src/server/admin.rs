@@ -17,9 +17,9 @@ use crate::telemetry::Metrics;
 /// How long readiness waits for the store.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How old the latest proof of a store that others write to may be: more than data calls allow, so
+/// How much older the latest proof of a store that others write to may be than data calls allow, so
 /// that servers do not all leave a load balancer while such a store has a short break.
-const STALE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(7);
 
 /// Whether the server can serve: the store answers, and the server is not stopping.
 #[derive(Clone, Debug)]
@@ -70,7 +70,8 @@ impl Readiness {
             return Ok(());
         };
         if let Some(freshness) = store.freshness() {
-            let is_fresh = freshness.age().is_some_and(|age| age <= STALE);
+            let most = freshness.bound() + GRACE;
+            let is_fresh = freshness.age().is_some_and(|age| age <= most);
             return is_fresh
                 .then_some(())
                 .ok_or("the store does not prove that all changes are known\n");

@@ -127,10 +127,12 @@ impl Kms {
         match self.commit(key.project.clone(), key.key_id, changes).await {
             Ok(()) => {}
             Err(StoreError::Conflict) => return Ok(false),
-            // The change may have been made and its erasing not be finished: then this is the only
-            // place that can tell of it.
+            // The change may have been made and its answer be lost, or its erasing not be finished: then
+            // this is the only place that can tell of it. If another server made it, both tell.
             Err(error) => match self.store.get(&address).await {
-                Ok(None) => tracing::warn!(%error, "a destroyed key is not overwritten yet"),
+                Ok(None) => {
+                    tracing::warn!(%error, "a key is destroyed, and not known to be overwritten")
+                }
                 _ => return Err(error.into()),
             },
         }

@@ -1,5 +1,8 @@
 //! Opened keys in memory, bounded, so that a data call touches neither the store nor a seal.
 //!
+//! The bound is one of memory, whatever the keys are: each counts for what it takes once all its versions are
+//! open.
+//!
 //! A key is read once however many calls ask for it at the same time. A writer
 //! [forgets](Keyring::forget) the key after its write is durable and before it is acknowledged; a
 //! read that began earlier is then not kept. So a call that begins after a change was acknowledged
@@ -13,13 +16,14 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use quick_cache::Equivalent;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, Equivalent, OptionsBuilder, Weighter};
 use tokio::sync::Semaphore;
 
 use crate::crypto::pool::{PoolError, Share, briefly};
@@ -35,9 +39,19 @@ use crate::store::{Address, KeyRecord, KeyStore, Record, Revision};
 /// How often one key is read at most because what is held of it was refused.
 const REREAD: Duration = Duration::from_millis(20);
 
+/// How much memory an AES-256 key with one version takes while it is held, in bytes.
+const KEY: u64 = 1300;
+
+/// What a key takes besides its versions, and a version besides what is sealed and what is open of it.
+const BESIDES_VERSIONS: usize = 530;
+const BESIDES_VERSION: usize = 90;
+
+/// No shard is smaller, for any key must find room in its shard.
+const SHARD: u64 = 1 << 20;
+
 /// Opened keys.
 pub struct Keyring {
-    keys: Cache<(KeyId, ProjectId), Arc<Held>>,
+    keys: Cache<(KeyId, ProjectId), Arc<Held>, Weigher>,
     era: ArcSwap<Era>,
 }
 
@@ -48,10 +62,22 @@ struct Era {
 }
 
 impl Keyring {
-    /// A keyring that holds at most `capacity` keys.
+    /// A keyring that takes as much memory as `capacity` AES-256 keys with one version each.
     pub fn new(capacity: usize) -> Self {
+        let bytes = KEY.saturating_mul(capacity as u64);
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let shards = (bytes / SHARD).clamp(1, 4 * cores as u64);
+        // They become a power of two, and fewer if they were to hold few keys.
+        let most = bytes / shards.next_power_of_two() / 4;
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(capacity)
+            .weight_capacity(bytes)
+            .shards(usize::try_from(shards).unwrap_or(1))
+            .build()
+            .expect("both capacities are given");
+        let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
         Self {
-            keys: Cache::new(capacity),
+            keys: Cache::with_options(options, Weigher { most }, hasher, lifecycle),
             era: ArcSwap::default(),
         }
     }
@@ -179,6 +205,19 @@ impl fmt::Debug for Keyring {
     }
 }
 
+/// Tells how much memory a key takes.
+#[derive(Clone)]
+struct Weigher {
+    /// What the largest key counts for, so that it is held at all.
+    most: u64,
+}
+
+impl Weighter<(KeyId, ProjectId), Arc<Held>> for Weigher {
+    fn weight(&self, _: &(KeyId, ProjectId), held: &Arc<Held>) -> u64 {
+        held.bytes.min(self.most)
+    }
+}
+
 /// A key's place, to look it up without a copy.
 struct Name<'a>(KeyId, &'a ProjectId);
 
@@ -209,11 +248,17 @@ pub struct Held {
     read: AtomicU64,
     /// One call reads it again at a time.
     turn: Semaphore,
+    /// About how much memory it takes once all its versions are open.
+    bytes: u64,
 }
 
 impl Held {
     fn new(record: KeyRecord, revision: Revision, era: Arc<Era>, read: Duration) -> Self {
         let opened = record.versions.iter().map(|_| Opening::default()).collect();
+        let open = BESIDES_VERSION + record.spec.opened_bytes();
+        let versions = record.versions.iter();
+        let versions: usize = versions.map(|version| open + version.sealed.len()).sum();
+        let bytes = BESIDES_VERSIONS + record.description.as_str().len() + versions;
         Self {
             record,
             opened,
@@ -222,6 +267,7 @@ impl Held {
             revision,
             read: AtomicU64::new(micros(read)),
             turn: Semaphore::new(1),
+            bytes: bytes as u64,
         }
     }
 
@@ -317,5 +363,75 @@ impl From<PoolError> for Error {
             PoolError::Stopped => Kind::Internal,
         };
         Self::from(kind).caused_by(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::domain::key::{KeyDescription, KeySpec, KeyState, KeyUsage};
+    use crate::domain::secret::MacKey;
+    use crate::domain::time::Timestamp;
+    use crate::store::codec::Codec;
+    use crate::store::memory::Memory;
+    use crate::store::{Change, VersionRecord};
+
+    #[tokio::test]
+    async fn keys_of_any_spec_take_the_same_memory_together() {
+        for (spec, versions, fewest, most) in [
+            (KeySpec::Aes256, 1, 900, 1000),
+            (KeySpec::Aes256, 10, 130, 180),
+            (KeySpec::Rsa4096, 1, 120, 144),
+            (KeySpec::Sm2, 1, 20, 25),
+        ] {
+            let keyring = Keyring::new(1000);
+            let store = Memory::new(Codec::new(MacKey::new(vec![7; 32])));
+            for number in 0..1000 {
+                find(&keyring, &store, key(number, spec, versions)).await;
+            }
+            let held = keyring.len();
+            assert!((fewest..=most).contains(&held), "{held} keys of {spec:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_larger_than_its_share_is_held_all_the_same() {
+        for capacity in [1, 8, 100_000] {
+            let keyring = Keyring::new(capacity);
+            let store = Memory::new(Codec::new(MacKey::new(vec![7; 32])));
+            let key = key(1, KeySpec::Sm2, 1000);
+            let first = find(&keyring, &store, key.clone()).await;
+            let again = keyring.find(&store, &key.project, key.key_id);
+            assert!(Arc::ptr_eq(&first, &again.await.unwrap().unwrap()));
+        }
+    }
+
+    async fn find(keyring: &Keyring, store: &Memory, key: KeyRecord) -> Arc<Held> {
+        let (project, key_id) = (key.project.clone(), key.key_id);
+        let change = Change::create(Record::Key(key));
+        store.put(vec![change]).await.unwrap();
+        let found = keyring.find(store, &project, key_id).await;
+        found.unwrap().unwrap()
+    }
+
+    fn key(number: u128, spec: KeySpec, versions: u32) -> KeyRecord {
+        let versions = (1..=versions).map(|version| VersionRecord {
+            version: KeyVersion::new(version).unwrap(),
+            created: Timestamp(0),
+            sealed: vec![0; 100],
+        });
+        KeyRecord {
+            project: "p".parse().unwrap(),
+            key_id: KeyId::from_random(number.to_be_bytes()),
+            alias: "alias".parse().unwrap(),
+            description: KeyDescription::default(),
+            spec,
+            usage: KeyUsage::EncryptDecrypt,
+            state: KeyState::Enabled,
+            created: Timestamp(0),
+            deletion: None,
+            versions: versions.collect(),
+        }
     }
 }
