@@ -1,18 +1,18 @@
-//! How soon a stop is heard everywhere when nothing is wrong, and how long changes wait for an election
-//! when nothing else is.
+//! How soon a stop and a rotation are heard everywhere when nothing is wrong, and how long changes wait for an
+//! election when nothing else is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::history::{Spec, Track};
 use crate::load::{Callers, Change, Told};
 use crate::processes::Cluster;
 
-/// How often a key is stopped.
-const STOPS: usize = 50;
+/// How often a key is stopped or rotated.
+const STOPS: usize = 60;
 
-/// How long each replica is asked after a stop: longer than anything takes.
+/// How long each replica is asked after that: longer than anything takes.
 const WATCHED: Duration = Duration::from_millis(400);
 
 /// By when 99 of 100 must have been heard.
@@ -30,47 +30,61 @@ const AFTERWARDS: Duration = Duration::from_secs(3);
 /// By when after an election all must be as before, on a machine that has much else to do.
 const OVER: Duration = Duration::from_secs(2);
 
-/// Stops a key at one replica after the other while all are asked without a pause; of each stop and each
-/// other replica, how long after the acknowledgement the last request was sent that succeeded.
+/// Stops or rotates a key at one replica after the other while all are asked without a pause; of each time and each
+/// other replica, how long after the acknowledgement the last request was sent that succeeded as if nothing had
+/// changed.
 pub(crate) async fn stops(callers: &Callers) -> Vec<Duration> {
     let Some(key) = callers.create(0, Spec::Aes256).await else {
         callers.book.wrong("no key is made when nothing is wrong");
         return Vec::new();
     };
     let mut heard = Vec::new();
+    let mut newest = 1;
     for stop in 0..STOPS {
         let at = stop % callers.replicas();
-        let ended = Arc::new(AtomicBool::new(false));
+        let (ended, encrypting) = (Arc::default(), Arc::default());
         let others = (0..callers.replicas()).filter(|other| *other != at);
         let asking = others.map(|other| {
             let (callers, key) = (callers.clone(), Arc::clone(&key));
-            let ended = Arc::clone(&ended);
-            tokio::spawn(async move { ask(&callers, other, &key, &ended).await })
+            let (ended, encrypting) = (Arc::clone(&ended), Arc::clone(&encrypting));
+            tokio::spawn(async move { ask(&callers, other, &key, &ended, &encrypting).await })
         });
         let asking: Vec<_> = asking.collect();
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        // In turn by a disable and by a deletion, which is taken back.
-        let (change, back) = match stop % 2 {
+        let began = Instant::now();
+        while encrypting.load(Ordering::Relaxed) < asking.len() && began.elapsed() < AFTERWARDS {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // In turn by a disable, by a deletion, which is taken back, and by a rotation.
+        let (change, back) = match stop / callers.replicas() % 3 {
             0 => (Change::Disable, vec![Change::Enable]),
-            _ => (Change::Schedule, vec![Change::Cancel, Change::Enable]),
+            1 => (Change::Schedule, vec![Change::Cancel, Change::Enable]),
+            _ => (Change::Rotate, vec![]),
         };
-        let told = callers.change(at, &key, change).await;
+        let mut done = callers.change(at, &key, change).await == Told::Done;
         let acknowledged = Instant::now();
+        newest += u32::from(change == Change::Rotate);
         tokio::time::sleep(WATCHED).await;
         ended.store(true, Ordering::Relaxed);
         for asking in asking {
-            let last = asking.await.unwrap();
+            let succeeded = asking.await.unwrap();
+            // It was seen to encrypt before, so its silence says that it has heard.
+            done &= succeeded
+                .first()
+                .is_some_and(|(sent, _)| *sent < acknowledged);
+            let mut old = succeeded
+                .iter()
+                .filter(|(_, version)| change != Change::Rotate || *version < newest);
+            let last = old.next_back().map(|(sent, _)| *sent);
             let late = last.map(|last| last.saturating_duration_since(acknowledged));
             heard.push(late.unwrap_or_default());
         }
-        let mut done = told == Told::Done;
         for change in back {
             done &= callers.change(at, &key, change).await == Told::Done;
         }
         if !done {
             callers
                 .book
-                .wrong("a key is not stopped, or not enabled, when nothing is wrong");
+                .wrong("a key does not encrypt, or is not changed, when nothing is wrong");
             break;
         }
     }
@@ -81,7 +95,7 @@ pub(crate) async fn stops(callers: &Callers) -> Vec<Duration> {
     {
         callers
             .book
-            .wrong("a stop is heard late when nothing is wrong");
+            .wrong("a change is heard late when nothing is wrong");
     }
     heard
 }
@@ -121,8 +135,12 @@ pub(crate) async fn elections(cluster: &Cluster, callers: &Callers) -> Vec<Durat
         let mut last = Duration::ZERO;
         for changing in changing {
             let changes = changing.await.unwrap();
-            if !changes.iter().any(|(sent, ..)| *sent > elected) {
+            let mut later = changes.iter().filter(|(sent, ..)| *sent > elected);
+            if later.clone().next().is_none() {
                 callers.book.wrong("no key is changed after an election");
+            }
+            if later.any(|(sent, answered, _)| *answered - *sent > OVER) {
+                callers.book.wrong("a change takes long after an election");
             }
             let waits = changes
                 .iter()
@@ -161,20 +179,25 @@ async fn change(
     changes
 }
 
-/// Encrypts until it is to end; when the last request was sent that succeeded.
+/// Encrypts until it is to end, and counts itself once that succeeds; when each request was sent that succeeded, and
+/// the version that it was encrypted with.
 async fn ask(
     callers: &Callers,
     replica: usize,
     key: &Arc<Track>,
     ended: &AtomicBool,
-) -> Option<Instant> {
-    let mut last = None;
+    encrypting: &AtomicUsize,
+) -> Vec<(Instant, u32)> {
+    let mut succeeded = Vec::new();
     while !ended.load(Ordering::Relaxed) {
         let sent = Instant::now();
-        if callers.encrypt(replica, key, vec![1]).await {
-            last = Some(sent);
+        if let Some(version) = callers.encrypt(replica, key, vec![1]).await {
+            if succeeded.is_empty() {
+                encrypting.fetch_add(1, Ordering::Relaxed);
+            }
+            succeeded.push((sent, version));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    last
+    succeeded
 }

@@ -223,7 +223,9 @@ async fn recovery(callers: &Callers, probe: &Arc<Track>) -> Vec<Duration> {
             loop {
                 let reads = callers.describe(replica, &probe).await.is_some();
                 let took = began.elapsed();
-                if (reads && callers.encrypt(replica, &probe, vec![1]).await) || took > PATIENCE {
+                if (reads && callers.encrypt(replica, &probe, vec![1]).await.is_some())
+                    || took > PATIENCE
+                {
                     return began.elapsed();
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;

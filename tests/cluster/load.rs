@@ -237,8 +237,8 @@ impl Callers {
         }
     }
 
-    /// Encrypts. Tells whether that succeeded.
-    pub(crate) async fn encrypt(&self, replica: usize, key: &Track, plain: Vec<u8>) -> bool {
+    /// Encrypts. Tells the key's version that did, if that succeeded.
+    pub(crate) async fn encrypt(&self, replica: usize, key: &Track, plain: Vec<u8>) -> Option<u32> {
         let message = pb::EncryptDataRequest {
             key_id: key.id.clone(),
             plaintext: Some(Plaintext::PlainBytes(plain.clone())),
@@ -266,13 +266,13 @@ impl Callers {
                     version,
                     made: ended.when,
                 });
-                true
+                Some(version)
             }
             Outcome::Refused(kind) => {
                 self.refused(replica, "encrypt", key, ended.when, kind);
-                false
+                None
             }
-            Outcome::Unknown => false,
+            Outcome::Unknown => None,
         }
     }
 
@@ -708,7 +708,7 @@ impl Pulse {
                 tokio::spawn(async move {
                     loop {
                         let answered = match of {
-                            0 => callers.encrypt(replica, &key, vec![1]).await,
+                            0 => callers.encrypt(replica, &key, vec![1]).await.is_some(),
                             _ => callers.describe(replica, &key).await.is_some(),
                         };
                         let Some(pulse) = pulse.upgrade() else {

@@ -91,6 +91,17 @@ impl Report {
                 book.wrong(&format!("nothing was seen of {operation}: {calls:?}"));
             }
         }
+        if !self.faults.is_empty() && self.probes() == 0 {
+            book.wrong("no request was sent past the bound");
+        }
+        if self.rolled.restarts > 0 && self.rolled.answered == 0 {
+            book.wrong("no call was answered while replicas were stopped and started");
+        }
+    }
+
+    /// How many requests were refused that were sent so long after a stop that none may succeed.
+    fn probes(&self) -> usize {
+        self.stops.iter().map(|stop| stop.probes).sum()
     }
 
     pub(crate) fn passed(&self, book: &Book) -> bool {
@@ -128,7 +139,6 @@ impl Report {
         }
         let late = self.stops.iter().filter(|stop| stop.latest > MAX_STALENESS);
         let late = late.count();
-        let probes: usize = self.stops.iter().map(|stop| stop.probes).sum();
         let mut latest: Vec<_> = self.stops.iter().map(|stop| stop.latest).collect();
         latest.sort_unstable();
         let ms = |share| percentile(&latest, share).map_or(0.0, |&micros| micros as f64 / 1000.0);
@@ -157,7 +167,7 @@ impl Report {
             ),
             (
                 "requests refused that were sent 3 s after one or later",
-                probes.to_string(),
+                self.probes().to_string(),
             ),
             ("requests that succeeded though sent so", late.to_string()),
             (
