@@ -84,7 +84,7 @@ impl Server {
                 )
                 .await?;
             Ok(pb::EncryptDataResponse {
-                key_id: encrypted.key_id.to_string(),
+                key_id: encrypted.key_id.as_str().to_owned(),
                 cipher_text: encrypted.ciphertext,
             })
         };
@@ -136,7 +136,7 @@ impl Server {
             // counts.
             let text = str::from_utf8(decrypted.plaintext.expose()).unwrap_or_default();
             Ok(pb::DecryptDataResponse {
-                key_id: decrypted.key_id.to_string(),
+                key_id: decrypted.key_id.as_str().to_owned(),
                 plain_text: text.to_owned(),
                 plain_bytes: decrypted.plaintext.into_exposed(),
             })

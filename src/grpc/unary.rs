@@ -17,6 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use prost::Message;
+use zeroize::Zeroize;
 
 use crate::error::{Error, Kind};
 use crate::grpc::Server;
@@ -55,7 +56,13 @@ impl Unary {
         let message = read(body, limit).await?;
         let answer = match self {
             Self::Encrypt => write(&server.encrypt(context, parse(message)?).await?),
-            Self::Decrypt => write(&server.decrypt(context, parse(message)?).await?),
+            Self::Decrypt => {
+                let mut answer = server.decrypt(context, parse(message)?).await?;
+                let written = write(&answer);
+                answer.plain_text.zeroize();
+                answer.plain_bytes.zeroize();
+                written
+            }
         };
         let mut response = Response::new(answer);
         let grpc = HeaderValue::from_static("application/grpc");
