@@ -264,7 +264,8 @@ fn measure(args: &Args) -> Outcome<()> {
     })
 }
 
-/// The closed loop over each face, size and number in flight; then the open loop at half the rate that this found.
+/// The closed loop over each face, size and number in flight; then the open loop at half the rate that the slower
+/// side had.
 async fn symmetric(args: &Args, cores: &Cores) -> Outcome<()> {
     let launch = launch(args, cores);
     let baseline = Server::start(&args.baseline, &launch)?;
@@ -280,7 +281,7 @@ async fn symmetric(args: &Args, cores: &Cores) -> Outcome<()> {
         for &plaintext in &args.plaintext {
             let left = Prepared::new(&baseline, face, plaintext).await?;
             let right = Prepared::new(&subject, face, plaintext).await?;
-            let mut peak = 0.0_f64;
+            let mut peaks = [0.0_f64; 2];
             for &in_flight in &args.in_flight {
                 let mut case = Case::new(face, plaintext, format!("{in_flight}"));
                 for turn in 0..args.pairs {
@@ -289,10 +290,12 @@ async fn symmetric(args: &Args, cores: &Cores) -> Outcome<()> {
                     });
                     case.add(pair.await?);
                 }
-                peak = peak.max(case.subject_rate());
+                for (peak, rate) in peaks.iter_mut().zip(case.rates()) {
+                    *peak = peak.max(rate);
+                }
                 closed.push(case);
             }
-            let rate = peak / 2.0;
+            let rate = peaks[0].min(peaks[1]) / 2.0;
             let mut case = Case::new(face, plaintext, format!("{rate:.0}/s"));
             for turn in 0..args.pairs {
                 let pair = pair(turn, &left, &right, async |side| {

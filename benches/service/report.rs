@@ -50,6 +50,11 @@ impl Case {
         self.pairs.push(pair);
     }
 
+    /// The median rates of the baseline and of the subject.
+    pub(crate) fn rates(&self) -> [f64; 2] {
+        [self.baseline(|figures| figures.rate), self.subject_rate()]
+    }
+
     /// The median rate of the subject.
     pub(crate) fn subject_rate(&self) -> f64 {
         self.subject(|figures| figures.rate)
@@ -137,7 +142,7 @@ pub(crate) fn closed(cases: &[Case]) -> String {
 /// The open loop: latencies at a rate that both were offered.
 pub(crate) fn open(cases: &[Case]) -> String {
     String::from(
-        "\n## Latency at half the subject's peak rate (open loop), baseline / subject, microseconds\n\n\
+        "\n## Latency at half the slower side's peak rate (open loop), baseline / subject, microseconds\n\n\
          | face | plaintext | offered | p50 | p99 | p99.9 | ratio of p99 (spread) |\n\
          |---|--:|--:|--:|--:|--:|--:|\n",
     ) + &latencies(cases)

@@ -126,6 +126,7 @@ impl Server {
             .args(["--grpc", "127.0.0.1:0"])
             .args(["--rest", "127.0.0.1:0"])
             .args(["--admin", "127.0.0.1:0"])
+            .args(["--log", "info"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
