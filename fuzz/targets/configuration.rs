@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let table: Table = text.parse().unwrap();
     let auth = table["auth"].as_table().unwrap();
-    let kinds = ["token_file", "access_key_file", "jwt"];
+    let kinds = ["token_file", "access_key_file", "jwt", "iam", "mtls"];
     assert!(kinds.iter().any(|kind| auth.contains_key(*kind)));
     assert!(Config::parse(text).unwrap() == config);
     for place in ["", "auth"] {
