@@ -63,6 +63,7 @@ struct Era {
 
 impl Keyring {
     /// A keyring that takes as much memory as `capacity` AES-256 keys with one version each.
+    #[expect(clippy::expect_used, reason = "options lack nothing but capacities")]
     pub fn new(capacity: usize) -> Self {
         let bytes = KEY.saturating_mul(capacity as u64);
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
