@@ -6,11 +6,14 @@ use hkdf::Hkdf;
 use http::HeaderMap;
 use kmsgate::domain::frame::{Head, Suite};
 use kmsgate::domain::key::KeyVersion;
+use rsa::pkcs8::DecodePublicKey;
 use sha2::Sha256;
 use xaes_256_gcm::Xaes256Gcm;
 
 use crate::decrypting::under;
 use crate::face::{Face, Over, Raw, bytes, framed};
+use crate::lifecycle::public_key;
+use crate::oaep::{Block, raw_encrypt};
 use crate::schema::Call;
 use crate::seeds::{DOCUMENTED, NOBODY, RSA_2048, SM2};
 use crate::world::World;
@@ -92,32 +95,65 @@ async fn a_frame_that_does_not_open_has_one_answer_to_the_byte() {
 
 #[tokio::test]
 async fn an_rsa_ciphertext_that_does_not_open_has_one_answer_to_the_byte() {
-    let world = World::start().await;
-    for face in [world.rest(), world.grpc()] {
-        let call = encrypt(RSA_2048, "x").with("encryption_algorithm", RSA);
-        let good = bytes(&face.done(&call).await["cipher_text"]);
-        let mut bad: Vec<Vec<u8>> = [0, 1, 128, 255]
-            .map(|at| {
-                let mut flipped = good.clone();
-                flipped[at] ^= 1;
-                flipped
-            })
-            .into();
-        bad.extend([
-            vec![0; 256],
-            vec![0xff; 256],
-            vec![0x5a; 256],
-            vec![0x5a; 128],
-            vec![0x5a; 512],
-        ]);
-        bad.extend([
-            good[..255].to_vec(),
-            [&good[..], &[0]].concat(),
-            [&[0], &good[..]].concat(),
-        ]);
-        let calls: Vec<Call> = bad.iter().map(|bad| under(RSA_2048, RSA, bad)).collect();
-        answers_alike(&face, &calls).await;
+    let rustcrypto = "crypto.providers = [{ kind = \"rustcrypto\" }]";
+    for world in [World::start().await, World::with(rustcrypto).await] {
+        for face in [world.rest(), world.grpc()] {
+            let call = encrypt(RSA_2048, "x").with("encryption_algorithm", RSA);
+            let good = bytes(&face.done(&call).await["cipher_text"]);
+            let mut bad: Vec<Vec<u8>> = [0, 1, 128, 255]
+                .map(|at| {
+                    let mut flipped = good.clone();
+                    flipped[at] ^= 1;
+                    flipped
+                })
+                .into();
+            bad.extend([
+                vec![0; 256],
+                vec![0xff; 256],
+                vec![0x5a; 256],
+                vec![0x5a; 128],
+                vec![0x5a; 512],
+            ]);
+            bad.extend([
+                good[..255].to_vec(),
+                [&good[..], &[0]].concat(),
+                [&[0], &good[..]].concat(),
+            ]);
+            bad.extend(no_oaep(&face).await);
+            let calls: Vec<Call> = bad.iter().map(|bad| under(RSA_2048, RSA, bad)).collect();
+            answers_alike(&face, &calls).await;
+        }
     }
+}
+
+/// Ciphertexts of blocks that are wrong in one place each (RFC 8017, section 7.1.2, step 3.g).
+async fn no_oaep(face: &Face) -> Vec<Vec<u8>> {
+    let key = rsa::PublicKey::from_public_key_pem(&public_key(face, RSA_2048).await).unwrap();
+    let spoil: [fn(&mut Block); 9] = [
+        // The hash is wrong too: `rustcrypto` does not look at the octet.
+        |block| (block.first, block.data[0]) = (1, 0),
+        |block| (block.first, block.data[31]) = (0x7f, 0),
+        |block| block.data[0] ^= 1,
+        |block| block.data[31] ^= 0x80,
+        // Between the hash and the separator there are zeros alone.
+        |block| block.data[32] = 2,
+        |block| block.data[189] = 0xff,
+        |block| block.data[190] = 2,
+        |block| block.data[190..].fill(0),
+        |block| {
+            block.first = 1;
+            block.data[31] ^= 1;
+            block.data[190] = 0;
+        },
+    ];
+    let whole = raw_encrypt(&key, &Block::new().encode());
+    face.done(&under(RSA_2048, RSA, &whole)).await;
+    let spoilt = spoil.map(|spoil| {
+        let mut block = Block::new();
+        spoil(&mut block);
+        raw_encrypt(&key, &block.encode())
+    });
+    spoilt.into()
 }
 
 #[tokio::test]

@@ -565,7 +565,7 @@ pub(crate) fn ids(page: &Value) -> Vec<String> {
     page["keys"].as_array().unwrap().iter().map(text).collect()
 }
 
-async fn public_key(face: &Face, key: &str) -> String {
+pub(crate) async fn public_key(face: &Face, key: &str) -> String {
     let answer = face.done(&on("get-publickey", key)).await;
     assert_eq!(answer["key_id"], key);
     text(&answer["public_key"])

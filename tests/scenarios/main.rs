@@ -23,6 +23,7 @@ mod jws;
 mod jwt;
 mod lifecycle;
 mod limits;
+mod oaep;
 mod order;
 mod policy;
 mod rest;
