@@ -290,17 +290,22 @@ impl Client {
             let mut at = self.current.load(Ordering::Relaxed);
             let (mut asked, mut heard) = (0_usize, false);
             let mut under_way = FuturesUnordered::new();
+            let (members, mut alone) = (cluster.members.len(), ALONE);
             loop {
-                under_way.push(self.ask_one(&cluster, at, question.clone(), &ask));
-                match timeout(ALONE, under_way.next()).await {
+                // Members that are slow are not given more to do than one question each.
+                if under_way.len() < members {
+                    under_way.push(self.ask_one(&cluster, at, question.clone(), &ask));
+                    at = at.wrapping_add(1);
+                    asked = asked.wrapping_add(1);
+                }
+                match timeout(alone, under_way.next()).await {
                     Ok(Some(Ok(answer))) => return Ok((answer, heard)),
                     Ok(Some(Err(failure))) if !failure.is_passing() => return Err(failure),
                     Ok(Some(Err(failure))) => heard |= !failure.is_unheard(),
                     Ok(None) | Err(_) => heard = true,
                 }
-                at = at.wrapping_add(1);
-                asked = asked.wrapping_add(1);
-                if asked.is_multiple_of(cluster.members.len()) {
+                if asked.is_multiple_of(members) {
+                    alone = 2 * ALONE;
                     sleep(PAUSE).await;
                 }
             }
