@@ -23,6 +23,9 @@ const text = { type: "string" };
 const map = { type: "object", additionalProperties: text };
 const metadata = { type: "object", properties: { name: text, namespace: text, labels: map, annotations: map } };
 const named = { type: "object", required: ["kind", "name"], properties: { group: text, kind: text, name: text } };
+const part = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
+const identity = { type: "string", pattern: `^(\\*|${part})(\\.${part})*$` };
+// What Linkerd's own definitions of these say of the fields that are used here; no registry has them.
 const linkerd = {
   "policy.linkerd.io/v1beta3 Server": {
     type: "object",
@@ -35,13 +38,13 @@ const linkerd = {
       port: { type: ["string", "integer"] },
       // The names that the proxy knows.
       proxyProtocol: { enum: ["unknown", "HTTP/1", "HTTP/2", "gRPC", "opaque", "TLS"] },
-      accessPolicy: text,
+      accessPolicy: { enum: ["deny", "audit", "all-unauthenticated", "all-authenticated", "cluster-unauthenticated", "cluster-authenticated"] },
     },
   },
   "policy.linkerd.io/v1alpha1 MeshTLSAuthentication": {
     type: "object",
     required: ["identities"],
-    properties: { identities: { type: "array", minItems: 1, items: text } },
+    properties: { identities: { type: "array", minItems: 1, items: identity } },
   },
   "policy.linkerd.io/v1alpha1 AuthorizationPolicy": {
     type: "object",
