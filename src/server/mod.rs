@@ -276,7 +276,7 @@ impl Server {
         let admin = AbortOnDrop(tokio::spawn(listeners.admin.serve(probes)));
         let following = {
             let kms = Arc::clone(&self.kms);
-            tokio::spawn(async move { kms.store.follow(&*kms.keyring).await })
+            tokio::spawn(async move { kms.store.follow(&*kms).await })
         };
         // What is wrong with the way to the store may be mended in a file.
         let refreshing = AbortOnDrop(tokio::spawn(refresh(

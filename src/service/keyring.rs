@@ -8,7 +8,7 @@
 //! read that began earlier is then not kept. So a call that begins after a change was acknowledged
 //! sees the change.
 //!
-//! In a store that others write to, the keyring is its [`Watcher`] and forgets what they change.
+//! In a store that others write to, the keyring also forgets what they change: [`Kms`](crate::service::Kms) is told.
 //!
 //! The map is in shards, each under a lock. A call whose key is held reads one shard; what can keep
 //! it waiting is that a key is put into that shard or taken out at this moment, which is a change of
@@ -33,7 +33,7 @@ use crate::domain::key::{Family, KeyId, KeyVersion, ProjectId};
 use crate::domain::time::micros;
 use crate::error::{Error, Kind};
 use crate::service::opening::Opening;
-use crate::store::freshness::{Freshness, Watcher};
+use crate::store::freshness::Freshness;
 use crate::store::{Address, KeyRecord, KeyStore, Record, Revision};
 
 /// How often one key is read at most because what is held of it was refused.
@@ -178,6 +178,12 @@ impl Keyring {
         }
     }
 
+    /// Forgets all keys: any may have changed.
+    pub fn forget_all(&self) {
+        let ended = self.era.swap(Arc::default());
+        ended.over.store(true, Ordering::Release);
+    }
+
     /// How many keys are held.
     pub fn len(&self) -> usize {
         self.keys.len()
@@ -186,17 +192,6 @@ impl Keyring {
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
-    }
-}
-
-impl Watcher for Keyring {
-    fn changed(&self, project: &ProjectId, key_id: KeyId) {
-        self.forget(project, key_id);
-    }
-
-    fn all_changed(&self) {
-        let ended = self.era.swap(Arc::default());
-        ended.over.store(true, Ordering::Release);
     }
 }
 

@@ -27,7 +27,7 @@ use crate::domain::time::Clock;
 use crate::error::{Error, Kind};
 use crate::service::keyring::{Held, Keyring};
 use crate::service::limits::Limits;
-use crate::store::freshness::Stale;
+use crate::store::freshness::{Stale, Watcher};
 use crate::store::root_keys::RootKeys;
 use crate::store::{BackUp, Change, KeyRecord, KeyStore, Record, Revision, StoreError};
 
@@ -81,6 +81,17 @@ pub struct Kms {
     pub clock: Arc<dyn Clock>,
     /// Makes the ids of new keys.
     pub new_key_id: fn() -> Result<KeyId, Error>,
+}
+
+impl Watcher for Kms {
+    fn changed(&self, project: &ProjectId, key_id: KeyId) {
+        self.keyring.forget(project, key_id);
+    }
+
+    fn all_changed(&self) {
+        self.root_keys.forget();
+        self.keyring.forget_all();
+    }
 }
 
 /// What the layers in front of the faces know of a request. They put it into the request's

@@ -73,6 +73,12 @@ impl RootKeys {
         Ok(())
     }
 
+    /// Has the record read again before the next write: the store may have been set back, and count its revisions
+    /// anew.
+    pub fn forget(&self) {
+        self.seen.store(0, Ordering::Release);
+    }
+
     /// Makes the changes, as [`KeyStore::put`] does, if the record is as it was.
     pub async fn put(
         &self,
@@ -394,6 +400,19 @@ mod tests {
         assert_eq!(listed(&store).await, [(OLD, true), (NEW, true)]);
         let refused = RootKeys::new(NEW, vec![]).enter(&store).await;
         assert!(matches!(refused, Err(RootKeysError::Missing(OLD))));
+    }
+
+    #[tokio::test]
+    async fn in_a_store_that_was_set_back_a_root_key_is_listed_anew() {
+        let (before, restored) = (store(), store());
+        let keys = RootKeys::new(NEW, vec![OLD]);
+        keys.enter(&before).await.unwrap();
+        // At the same revision.
+        RootKeys::new(OLD, vec![]).enter(&restored).await.unwrap();
+        keys.forget();
+        let write = vec![Change::create(clock(1))];
+        keys.put(&restored, write).await.unwrap();
+        assert_eq!(listed(&restored).await, [(OLD, true), (NEW, true)]);
     }
 
     #[tokio::test]
