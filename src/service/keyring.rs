@@ -43,11 +43,16 @@ const REREAD: Duration = Duration::from_millis(20);
 const KEY: u64 = 1300;
 
 /// What a key takes besides its versions, and a version besides what is sealed and what is open of it.
-const BESIDES_VERSIONS: usize = 530;
+const BESIDES_VERSIONS: usize = 480;
 const BESIDES_VERSION: usize = 90;
 
-/// No shard is smaller, for any key must find room in its shard.
-const SHARD: u64 = 1 << 20;
+/// No shard is smaller, if there are several: a key with as many versions as there may be takes 3 MiB, and must find
+/// room in its own.
+const SHARD: u64 = 16 << 20;
+
+/// How much of a shard what is used often may fill. The rest has room for the largest key, which else would have to leave
+/// as soon as it comes.
+const HOT: f64 = 0.75;
 
 /// Opened keys.
 pub struct Keyring {
@@ -67,12 +72,13 @@ impl Keyring {
     pub fn new(capacity: usize) -> Self {
         let bytes = KEY.saturating_mul(capacity as u64);
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let shards = (bytes / SHARD).clamp(1, 4 * cores as u64);
-        // They become a power of two, and fewer if they were to hold few keys.
-        let most = bytes / shards.next_power_of_two() / 4;
+        let shards = 1 << (bytes / SHARD).clamp(1, 4 * cores as u64).ilog2();
+        // They are a power of two, and fewer if they were to hold few keys.
+        let most = bytes / shards / 4;
         let options = OptionsBuilder::new()
             .estimated_items_capacity(capacity)
             .weight_capacity(bytes)
+            .hot_allocation(HOT)
             .shards(usize::try_from(shards).unwrap_or(1))
             .build()
             .expect("both capacities are given");
@@ -254,7 +260,8 @@ impl Held {
         let open = BESIDES_VERSION + record.spec.opened_bytes();
         let versions = record.versions.iter();
         let versions: usize = versions.map(|version| open + version.sealed.len()).sum();
-        let bytes = BESIDES_VERSIONS + record.description.as_str().len() + versions;
+        let texts = record.alias.as_str().len() + record.description.as_str().len();
+        let bytes = BESIDES_VERSIONS + texts + versions;
         Self {
             record,
             opened,
@@ -401,6 +408,30 @@ mod tests {
             let again = keyring.find(&store, &key.project, key.key_id);
             assert!(Arc::ptr_eq(&first, &again.await.unwrap().unwrap()));
         }
+    }
+
+    #[tokio::test]
+    async fn a_large_key_finds_room_among_many_that_are_in_use() {
+        let keyring = Keyring::new(1000);
+        let store = Memory::new(Codec::new(MacKey::new(vec![7; 32])));
+        let others: Vec<_> = (0..2000)
+            .map(|number| key(number, KeySpec::Aes256, 1))
+            .collect();
+        for other in &others {
+            find(&keyring, &store, other.clone()).await;
+        }
+        let use_all = async || {
+            for other in &others {
+                let held = keyring.keys.get(&Name(other.key_id, &other.project));
+                drop(held);
+            }
+        };
+        use_all().await;
+        use_all().await;
+        let large = key(5000, KeySpec::Sm2, 1);
+        let first = find(&keyring, &store, large.clone()).await;
+        let again = keyring.find(&store, &large.project, large.key_id);
+        assert!(Arc::ptr_eq(&first, &again.await.unwrap().unwrap()));
     }
 
     async fn find(keyring: &Keyring, store: &Memory, key: KeyRecord) -> Arc<Held> {
