@@ -5,6 +5,7 @@
 //! put to the next member, a transaction too: what a leader was told that died is not done, and etcd
 //! takes seven seconds to say so. It may then have been made already; that is told with its answer.
 
+use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::fmt;
 use std::str::FromStr;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -290,22 +292,34 @@ impl Client {
             let mut at = self.current.load(Ordering::Relaxed);
             let (mut asked, mut heard) = (0_usize, false);
             let mut under_way = FuturesUnordered::new();
-            let (members, mut alone) = (cluster.members.len(), ALONE);
+            let members = cluster.members.len();
+            // Who is asked now, and how often nobody answered in time: a member that is slow has one question at a
+            // time, and when all are, they are asked half as often.
+            let (mut busy, mut late) = (BTreeSet::new(), 0_usize);
             loop {
-                // Members that are slow are not given more to do than one question each.
-                if under_way.len() < members {
-                    under_way.push(self.ask_one(&cluster, at, question.clone(), &ask));
-                    at = at.wrapping_add(1);
+                let free =
+                    (at..at.saturating_add(members)).find(|at| !busy.contains(&(at % members)));
+                if let Some(free) = free {
+                    let asking = self.ask_one(&cluster, free, question.clone(), &ask);
+                    under_way.push(asking.map(move |answer| (free, answer)));
+                    busy.insert(free % members);
+                    at = free.wrapping_add(1);
                     asked = asked.wrapping_add(1);
                 }
+                let alone = if late < members { ALONE } else { 2 * ALONE };
                 match timeout(alone, under_way.next()).await {
-                    Ok(Some(Ok(answer))) => return Ok((answer, heard)),
-                    Ok(Some(Err(failure))) if !failure.is_passing() => return Err(failure),
-                    Ok(Some(Err(failure))) => heard |= !failure.is_unheard(),
-                    Ok(None) | Err(_) => heard = true,
+                    Ok(Some((_, Ok(answer)))) => return Ok((answer, heard)),
+                    Ok(Some((_, Err(failure)))) if !failure.is_passing() => return Err(failure),
+                    Ok(Some((member, Err(failure)))) => {
+                        busy.remove(&(member % members));
+                        heard |= !failure.is_unheard();
+                    }
+                    Ok(None) | Err(_) => {
+                        late += 1;
+                        heard = true;
+                    }
                 }
                 if asked.is_multiple_of(members) {
-                    alone = 2 * ALONE;
                     sleep(PAUSE).await;
                 }
             }
