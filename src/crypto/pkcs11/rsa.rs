@@ -16,7 +16,7 @@
 
 use std::sync::Arc;
 
-use cryptoki::error::{Error, RvError};
+use cryptoki::error::Error;
 use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
@@ -243,9 +243,9 @@ impl KeyPair for Pair {
             Ok(None) => Err(ProviderError::Unavailable(
                 "the token has no such private key".into(),
             )),
-            // The self-test has shown that the module does the operation, so it refuses the bytes, unless it
-            // lacks memory. Which code says so differs between modules.
-            Err(Fault::Refused(error)) if !lacks_memory(&error) => Err(ProviderError::Rejected),
+            // The self-test has shown that the module does the operation, so it refuses the bytes.
+            // Which code says so differs between modules.
+            Err(Fault::Refused(_)) => Err(ProviderError::Rejected),
             Err(fault) => Err(fault.into()),
         }
     }
@@ -261,12 +261,6 @@ impl KeyPair for Pair {
     fn decrypts(&self) -> Place {
         Place::Pool
     }
-}
-
-/// Whether the module had too little memory, here or in the token.
-fn lacks_memory(error: &Error) -> bool {
-    let lacking = |code: &RvError| matches!(code, RvError::HostMemory | RvError::DeviceMemory);
-    matches!(error, Error::Pkcs11(code, _) if lacking(code))
 }
 
 /// A reference to a pair in a token.

@@ -170,7 +170,8 @@ impl fmt::Debug for Module {
 }
 
 /// Waits for the module's end: a process that exits takes the library's globals down, and whoever is
-/// in the library then crashes. A module that hangs is left to itself.
+/// in the library then crashes. A module that hangs is left to itself, and so is a job that outlives the
+/// server which gave it up: it holds the module.
 impl Drop for Module {
     fn drop(&mut self) {
         self.shared.lock().closing = true;
@@ -182,7 +183,7 @@ impl Drop for Module {
             .wait_timeout_while(self.shared.lock(), PATIENCE, open);
         let closed = waited.unwrap_or_else(PoisonError::into_inner).0.closed;
         if let Some(keeper) = self.keeper.take().filter(|_| closed) {
-            // It has nothing left to do; and where it panicked, that was told.
+            // It has nothing left to do.
             let _ended = keeper.join();
         }
     }
