@@ -420,14 +420,9 @@ mod tests {
         for other in &others {
             find(&keyring, &store, other.clone()).await;
         }
-        let use_all = async || {
-            for other in &others {
-                let held = keyring.keys.get(&Name(other.key_id, &other.project));
-                drop(held);
-            }
-        };
-        use_all().await;
-        use_all().await;
+        for other in others.iter().chain(&others) {
+            drop(keyring.keys.get(&Name(other.key_id, &other.project)));
+        }
         let large = key(5000, KeySpec::Sm2, 1);
         let first = find(&keyring, &store, large.clone()).await;
         let again = keyring.find(&store, &large.project, large.key_id);
