@@ -319,7 +319,7 @@ impl Client {
                         heard = true;
                     }
                 }
-                if asked.is_multiple_of(members) {
+                if free.is_some() && asked.is_multiple_of(members) {
                     sleep(PAUSE).await;
                 }
             }
