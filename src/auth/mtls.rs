@@ -322,6 +322,10 @@ fn last_element(header: &str) -> Option<Vec<Identity>> {
     let mut rest = header;
     loop {
         let (key, after) = rest.split_once('=')?;
+        // What is no pair is not taken for the beginning of the next one: the next may be of another element.
+        if key.contains([';', ',', '"']) {
+            return None;
+        }
         let (value, after) = value(after)?;
         pairs.push((key.trim(), value));
         let mut chars = after.chars();
