@@ -564,8 +564,14 @@ async fn what_a_proxy_says_is_believed_from_where_the_configuration_says() {
         (BILLING.to_owned(), "is malformed"),
         (String::new(), "is malformed"),
         // What a client itself has sent, before what the proxy adds of it.
-        ("DNS=backup.shop.svc;x,By=y;Hash=ab;DNS=z".to_owned(), "is malformed"),
-        ("DNS=backup.shop.svc;,By=y;Hash=ab".to_owned(), "is malformed"),
+        (
+            "DNS=backup.shop.svc;x,By=y;Hash=ab;DNS=z".to_owned(),
+            "is malformed",
+        ),
+        (
+            "DNS=backup.shop.svc;,By=y;Hash=ab".to_owned(),
+            "is malformed",
+        ),
     ] {
         let answer = forwarded(&[&bad]).await;
         assert_eq!(answer.code(), "APIGW.0301", "{bad}");

@@ -10,7 +10,8 @@
 //! The crate `sm2` reads and writes keys and does the arithmetic of scalars. The scheme is here,
 //! because the crate's own prints its secret scalar, does not wipe it, and compares C3 in variable
 //! time; the multiplication of points is [here](curve) too, because a key that encrypts many times
-//! is worth a table, for which the crate has no place.
+//! is worth a table, for which the crate has no place. So is the [key derivation](kdf), whose hashes
+//! can be computed together.
 //!
 //! Material is a PKCS#8 `PrivateKeyInfo` (RFC 5208) of an `id-ecPublicKey` on the curve
 //! 1.2.156.10197.1.301.
@@ -35,6 +36,7 @@ use crate::domain::secret::{Material, Plaintext};
 
 mod curve;
 mod field;
+mod kdf;
 
 /// Fresh material.
 pub(super) fn generate() -> Result<Material, ProviderError> {
@@ -172,20 +174,9 @@ impl Mask {
         Self(coordinates)
     }
 
-    /// Adds `t = KDF(x2 ‖ y2)` to `data` (GM/T 0003.4, section 5.4.3); false if `t` is all zero.
+    /// Adds `t = KDF(x2 ‖ y2)` to `data`; false if `t` is all zero.
     fn apply(&self, data: &mut [u8]) -> bool {
-        // The coordinates fill one block of the hash, which is compressed once for all.
-        let seed = Sm3::new_with_prefix(self.0.as_slice());
-        let mut any = 0;
-        for (counter, chunk) in (1u32..).zip(data.chunks_mut(32)) {
-            let t = seed.clone().chain_update(counter.to_be_bytes()).finalize();
-            let t = Zeroizing::new(t);
-            for (byte, mask) in chunk.iter_mut().zip(t.iter()) {
-                *byte ^= mask;
-                any |= mask;
-            }
-        }
-        any != 0
+        kdf::mask(&self.0, data)
     }
 
     /// `SM3(x2 ‖ message ‖ y2)`.
