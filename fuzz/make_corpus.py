@@ -218,5 +218,12 @@ def calls():
         public=call(9, (2, rsa)) + call(9, (2, aes)) + call(13), unknown=call(3, (2, KEY)), id=call(3, (2, "../x")))
 
 
-for make in [frames, sm2, oaep, material, bodies, signatures, headers, tokens, files, records, calls]:
+def forwarded():
+    own = "By=spiffe://example.org/k;Hash=ab;Subject=\"CN=a,O=\\\"b\\\";c\";URI=spiffe://example.org/billing"
+    put("forwarded_certificate", own=own, two=f"URI=spiffe://example.org/x,{own}", names="By=x;DNS=a;DNS=shop.example.org",
+        cut=f"{own},", open=f"a=\",{own}", none="spiffe://example.org/billing", run_on="DNS=shop.example.org;x",
+        written=b"!" + bytes([1, 3, 0, 4, 1, 2, 0, 2, 2]) + part("CN=\"a\\,;") + bytes([0, 3, 0]))
+
+
+for make in [frames, sm2, oaep, material, bodies, signatures, headers, forwarded, tokens, files, records, calls]:
     make()
