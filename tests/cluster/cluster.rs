@@ -43,7 +43,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::checker::Life;
-use crate::faults::{Round, plan};
+use crate::faults::{Fault, Round, plan};
 use crate::history::{Spec, Track};
 use crate::load::{Callers, Load, Pulse};
 use crate::processes::{Cluster, Programs};
@@ -141,11 +141,18 @@ async fn whole(arguments: &Arguments, run: &Path, stop: &AtomicBool) -> bool {
         );
         report.add(&faults, &failed, silent, &recovered);
         for process in cluster.processes() {
-            if let Some(status) = process.ended_by_itself() {
-                callers
-                    .book
-                    .wrong(&format!("{} ended: {status}", process.name));
+            let Some(status) = process.ended_by_itself() else {
+                continue;
+            };
+            process.kill();
+            process.start();
+            // A member that could not write may still be about to end when there is room again.
+            if faults.contains(&Fault::FillDisk) && process.name.starts_with("member") {
+                continue;
             }
+            callers
+                .book
+                .wrong(&format!("{} ended: {status}", process.name));
         }
         if recovered.iter().any(|time| *time >= PATIENCE) {
             callers
