@@ -150,10 +150,20 @@ async fn a_second_request_cannot_be_hidden_in_the_first() {
         ("x: a\ntransfer-encoding: chunked".to_owned(), &chunk),
         ("x: a\rcontent-length: 0".to_owned(), &hidden),
         ("x: a\0".to_owned(), &hidden),
+        // A proxy may hand on whatever comes after these, unread.
+        (
+            "connection: upgrade\r\nupgrade: websocket".to_owned(),
+            &hidden,
+        ),
+        ("connection: x\r\nupgrade: h2c".to_owned(), &hidden),
+        ("CONNECT".to_owned(), &hidden),
     ] {
-        let request = format!(
-            "POST /v1.0/{PROJECT}/kms/list-keys HTTP/1.1\r\nhost: h\r\n{head}\r\n\r\n{body}"
-        );
+        let request = match head.as_str() {
+            "CONNECT" => format!("CONNECT h:443 HTTP/1.1\r\nhost: h\r\n\r\n{body}"),
+            head => format!(
+                "POST /v1.0/{PROJECT}/kms/list-keys HTTP/1.1\r\nhost: h\r\n{head}\r\n\r\n{body}"
+            ),
+        };
         let mut stream = TcpStream::connect(world.at.rest).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();

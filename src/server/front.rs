@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -556,6 +556,7 @@ impl Answer for Front {
         let begun = Instant::now();
         let id = common.request_id();
         let method = self.method(request.uri().path());
+        let leaves_http = leaves_http(&request);
         let _in_work = InWork::begin(&common.requests);
         let context = OnceLock::new();
 
@@ -601,8 +602,21 @@ impl Answer for Front {
         };
         common.requests.ended(ended, begun.elapsed());
         response.headers_mut().insert(REQUEST_ID, header(id));
+        if leaves_http {
+            // Nothing that comes after is read.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
         response
     }
+}
+
+/// Whether a request asks that something else than HTTP/1.1 comes after it (RFC 9110, sections 7.8 and 9.3.6). That is
+/// never done. But a proxy may take it for done, and hand on from then on what its client sends, unread: requests
+/// with headers that it would have removed.
+fn leaves_http(request: &Request<Incoming>) -> bool {
+    let asks = request.headers().contains_key(UPGRADE) || *request.method() == Method::CONNECT;
+    asks && request.version() < Version::HTTP_2
 }
 
 /// The row of an answer; none if it is a success.
