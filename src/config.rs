@@ -6,7 +6,7 @@
 //! checks them again. Secrets are named by path and never stand here.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -457,13 +457,38 @@ pub struct Forwarded {
 
 /// Where a proxy connects from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(try_from = "String")]
 pub enum ForwardedPeer {
     /// This machine, over TCP.
     Loopback,
+    /// One address of this machine, over TCP.
+    Address(IpAddr),
     /// Whoever can open a Unix socket.
     Unix,
 }
+
+impl TryFrom<String> for ForwardedPeer {
+    type Error = InvalidPeer;
+
+    fn try_from(text: String) -> Result<Self, InvalidPeer> {
+        /// What Istio's sidecar comes from over IPv6. It stands on the loopback interface.
+        const ISTIO: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+        match text.as_str() {
+            "loopback" => Ok(Self::Loopback),
+            "unix" => Ok(Self::Unix),
+            text => {
+                let address: IpAddr = text.parse().map_err(|_| InvalidPeer)?;
+                let own = address.is_loopback() || address == ISTIO;
+                own.then_some(Self::Address(address)).ok_or(InvalidPeer)
+            }
+        }
+    }
+}
+
+/// The text names no place of this machine that a proxy can connect from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected loopback, unix, or a loopback address")]
+pub struct InvalidPeer;
 
 /// Where events go.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -1482,6 +1507,17 @@ mod tests {
             (
                 format!("{token}{tls}{required}"),
                 Some("needs a client_ca_file"),
+            ),
+            (
+                format!(
+                    "{none}{rule}{}",
+                    told.replace("loopback", "127.0.0.6\", \"::1\", \"::6")
+                ),
+                None,
+            ),
+            (
+                format!("{none}{rule}{}", told.replace("loopback", "10.0.0.1")),
+                Some("expected loopback, unix, or a loopback address"),
             ),
             (
                 format!("{none}{told}{}", rule_with("dns:a.b", "a.b")),

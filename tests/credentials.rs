@@ -12,9 +12,10 @@ use tempfile::TempDir;
 
 use kmsgate::auth::aksk::AccessKeys;
 use kmsgate::auth::file::{FileError, Refresh};
-use kmsgate::auth::mtls::{Certificate, ClientCertificates, Rule, Rules};
+use kmsgate::auth::mtls::{Certificate, ClientCertificates, Forwarded, Neighbour, Rule, Rules};
 use kmsgate::auth::token::{Entry, Tokens, hash};
 use kmsgate::auth::{AuthError, Authenticator, Chain, Evidence, Peer};
+use kmsgate::domain::address::Origin;
 use kmsgate::domain::caller::{Action, Actions, Caller};
 use kmsgate::domain::time::{Clock, Timestamp};
 
@@ -86,14 +87,20 @@ async fn a_proxy_s_certificate_does_not_stand_for_the_proxy_s_clients() {
     };
     let rules = Arc::new(Rules::new(vec![rule]));
     let new = || ClientCertificates::new(Arc::clone(&rules), TestClock::at(NOW));
+    let beside = |neighbour| {
+        let forwarded = Forwarded::new(Arc::clone(&rules), vec![neighbour], TestClock::at(NOW));
+        new().beside(Arc::new(forwarded))
+    };
     let own = Request::default();
     let client = Request::with("x-forwarded-client-cert", "URI=spiffe://example.org/x");
     for (certificates, request, expected) in [
         (new(), &own, Some(PROXY)),
         // Where nobody is believed it is a header like any other.
         (new(), &client, Some(PROXY)),
-        (new().leaving_forwarded(), &own, Some(PROXY)),
-        (new().leaving_forwarded(), &client, None),
+        (beside(Neighbour::Loopback), &own, Some(PROXY)),
+        (beside(Neighbour::Unix), &client, None),
+        // A proxy says nothing of a client that has no certificate.
+        (beside(Neighbour::Unix), &own, None),
     ] {
         let evidence = Evidence {
             peer: &peer,
@@ -101,6 +108,33 @@ async fn a_proxy_s_certificate_does_not_stand_for_the_proxy_s_clients() {
         };
         let caller = certificates.authenticate(&evidence).await.unwrap();
         assert_eq!(caller.as_ref().map(|caller| &*caller.name), expected);
+    }
+}
+
+#[tokio::test]
+async fn who_is_believed_may_be_one_address_of_this_machine() {
+    let rules = Arc::new(Rules::new(Vec::new()));
+    let address = "127.0.0.6".parse().unwrap();
+    let neighbours = vec![Neighbour::Address(address)];
+    let forwarded = Forwarded::new(rules, neighbours, TestClock::at(NOW));
+    let told = Request::with("x-forwarded-client-cert", "URI=spiffe://example.org/x");
+    for (origin, believed) in [
+        ("127.0.0.6:1", true),
+        ("[::ffff:127.0.0.6]:1", true),
+        ("127.0.0.1:1", false),
+        ("[::1]:1", false),
+        ("[::6]:1", false),
+    ] {
+        let peer = Peer {
+            origin: Origin::Tcp(origin.parse().unwrap()),
+            certificate: None,
+        };
+        let evidence = Evidence {
+            peer: &peer,
+            ..told.evidence()
+        };
+        let answer = forwarded.authenticate(&evidence).await;
+        assert_eq!(answer.is_ok(), believed, "{origin}");
     }
 }
 

@@ -9,6 +9,7 @@
 //! Behind a sidecar the certificate ends at the proxy, which says what it was in
 //! `x-forwarded-client-cert`. That header is believed from [configured](Forwarded) peers alone.
 
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -153,7 +154,7 @@ impl Rules {
 #[derive(Debug)]
 pub struct ClientCertificates {
     rules: Arc<Rules>,
-    leaves_forwarded: bool,
+    forwarded: Option<Arc<Forwarded>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -162,17 +163,19 @@ impl ClientCertificates {
     pub const fn new(rules: Arc<Rules>, clock: Arc<dyn Clock>) -> Self {
         Self {
             rules,
-            leaves_forwarded: false,
+            forwarded: None,
             clock,
         }
     }
 
-    /// Leaves requests with `x-forwarded-client-cert` to [`Forwarded`]: they are from a proxy's clients, for
-    /// whom the proxy's own certificate does not stand.
+    /// Leaves those to `forwarded` who are believed there: they are proxies, whose own certificates do not stand for
+    /// their clients. That holds without the header too, which a client without a certificate comes without.
     #[must_use]
-    pub const fn leaving_forwarded(mut self) -> Self {
-        self.leaves_forwarded = true;
-        self
+    pub fn beside(self, forwarded: Arc<Forwarded>) -> Self {
+        Self {
+            forwarded: Some(forwarded),
+            ..self
+        }
     }
 }
 
@@ -182,7 +185,8 @@ impl Authenticator for ClientCertificates {
         let Some(certificate) = &request.peer.certificate else {
             return Ok(None);
         };
-        if self.leaves_forwarded && request.headers.contains_key(FORWARDED) {
+        let forwarded = self.forwarded.as_ref();
+        if forwarded.is_some_and(|forwarded| forwarded.believes(request.peer)) {
             return Ok(None);
         }
         let mapped = certificate
@@ -222,6 +226,8 @@ pub struct Forwarded {
 pub enum Neighbour {
     /// Who connects from this machine over TCP.
     Loopback,
+    /// Who connects from this address of this machine, over TCP.
+    Address(IpAddr),
     /// Who connects to a Unix socket: those whom its file lets.
     Unix,
 }
@@ -257,6 +263,7 @@ impl Forwarded {
     fn believes(&self, peer: &Peer) -> bool {
         self.believed.iter().any(|neighbour| match neighbour {
             Neighbour::Loopback => peer.origin.is_loopback(),
+            Neighbour::Address(address) => peer.origin.address() == Some(*address),
             Neighbour::Unix => matches!(peer.origin, Origin::Unix(_)),
         })
     }

@@ -75,12 +75,17 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// The address, over TCP.
+    pub fn address(self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Whether it is this machine, over TCP.
     pub fn is_loopback(self) -> bool {
-        match self {
-            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Self::Unix(_) => false,
-        }
+        self.address().is_some_and(|address| address.is_loopback())
     }
 
     /// Who is behind it, as far as that can be told without a credential.

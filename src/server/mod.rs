@@ -831,22 +831,23 @@ fn load_credentials(config: &Config, clock: &Arc<dyn Clock>) -> Result<Credentia
     }
     // After the headers' credentials: what a caller says is more than what its connection says.
     let rules = Arc::new(identity_rules(&config.auth.mtls));
-    if config.asks_for_certificates() {
-        let clock = Arc::clone(clock);
-        let certificates = ClientCertificates::new(Arc::clone(&rules), clock);
-        authenticators.push(Arc::new(if config.auth.forwarded.is_some() {
-            certificates.leaving_forwarded()
-        } else {
-            certificates
-        }));
-    }
-    if let Some(forwarded) = &config.auth.forwarded {
+    let forwarded = config.auth.forwarded.as_ref().map(|forwarded| {
         let believed = forwarded.peers.iter().map(|peer| match peer {
             config::ForwardedPeer::Loopback => Neighbour::Loopback,
+            config::ForwardedPeer::Address(address) => Neighbour::Address(*address),
             config::ForwardedPeer::Unix => Neighbour::Unix,
         });
-        let forwarded = Forwarded::new(rules, believed.collect(), Arc::clone(clock));
-        let forwarded = Arc::new(forwarded);
+        let (rules, clock) = (Arc::clone(&rules), Arc::clone(clock));
+        Arc::new(Forwarded::new(rules, believed.collect(), clock))
+    });
+    if config.asks_for_certificates() {
+        let certificates = ClientCertificates::new(rules, Arc::clone(clock));
+        authenticators.push(Arc::new(match &forwarded {
+            Some(forwarded) => certificates.beside(Arc::clone(forwarded)),
+            None => certificates,
+        }));
+    }
+    if let Some(forwarded) = forwarded {
         authenticators.insert(0, Arc::new(Strangers(Arc::clone(&forwarded))));
         authenticators.push(forwarded);
     }

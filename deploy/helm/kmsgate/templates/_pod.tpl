@@ -16,9 +16,11 @@ metadata:
     kubectl.kubernetes.io/default-container: kmsgate
     {{- if eq .Values.mesh "istio" }}
     # kmsgate reaches its store through the sidecar, so the sidecar starts first. It stops when kmsgate
-    # has let its connections end.
+    # has let its connections end. What callers themselves say of their certificates goes no further.
     proxy.istio.io/config: |
       holdApplicationUntilProxyStarts: true
+      proxyHeaders:
+        forwardedClientCert: SANITIZE_SET
       proxyMetadata:
         EXIT_ON_ZERO_ACTIVE_CONNECTIONS: "true"
     {{- else if eq .Values.mesh "linkerd" }}

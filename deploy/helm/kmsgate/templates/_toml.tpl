@@ -71,7 +71,7 @@ policy_file = "/etc/kmsgate/credentials/policy.toml"
 {{- if and (eq .Values.mesh "istio") .Values.istio.identities }}
 
 [auth.forwarded]
-peers = ["loopback"]
+peers = ["127.0.0.6", "::6"]
 {{- range .Values.istio.identities }}
 
 [[auth.mtls]]
