@@ -158,6 +158,21 @@ contains names "kms/key/$project/$key" "$(etcdctl "${ask[@]}" get --prefix --key
 equal 'others'\'' names' '' "$(etcdctl "${ask[@]}" get --prefix --keys-only '' | grep -v '^kms/' | tr -d '\n')"
 ok "records stay under the prefix"
 
+# The file has the next password before etcd takes it, for longer than a server may serve without etcd.
+serving() {
+  for _ in {1..12}; do
+    sleep 0.5
+    post "$one_rest" encrypt-data "{\"key_id\":\"$key\",\"plain_text\":\"hello\"}" "${token[@]}"
+    equal "status $1, $body" 200 "$status"
+  done
+}
+printf 'next\n' >password.new
+mv password.new password
+serving 'while etcd takes the old password'
+etcdctl "${ask[@]}" user passwd kmsgate --interactive=false <<<next >/dev/null
+serving 'when etcd takes the new password'
+ok "a password is replaced in the file and then in etcd, while serving"
+
 "$kmsgate" key disable "$key" --server "http://127.0.0.1:$one_grpc" "${here[@]}" >made
 sleep 1
 post "$two_rest" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"

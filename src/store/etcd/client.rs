@@ -205,8 +205,14 @@ impl Client {
         }
     }
 
-    /// Reaches the cluster in another way from now on.
+    /// Reaches the cluster in another way from now on. The same user keeps its token, which is good until etcd too has
+    /// the password that is new here.
     pub(super) fn reach(&self, cluster: Cluster) {
+        let before = self.cluster.load();
+        let name = |cluster: &Cluster| cluster.user.as_ref().map(|user| user.name.clone());
+        if name(&before) == name(&cluster) {
+            cluster.token.store(before.token.load_full());
+        }
         self.cluster.store(Arc::new(cluster));
     }
 
