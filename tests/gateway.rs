@@ -747,6 +747,16 @@ async fn other_schemes_and_several_credentials_are_the_upstreams_to_refuse() {
 }
 
 #[tokio::test]
+async fn a_request_without_a_credential_does_not_go_on_as_the_gateway() {
+    let stub = Arc::new(Stub::default());
+    let gateway = remote(serve(&stub).await, TEN_SECONDS);
+    let headers = headers(&[("cookie", "a=b")]);
+    let answer = post(&gateway, &path("encrypt-data"), headers, "{}").await;
+    answer.is(Kind::Unauthenticated, "no credential");
+    assert!(stub.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn the_smaller_of_the_callers_time_and_ours_is_given_to_the_upstream() {
     let stub = Arc::new(Stub::default());
     let gateway = remote(serve(&stub).await, TEN_SECONDS);
@@ -761,7 +771,7 @@ async fn the_smaller_of_the_callers_time_and_ours_is_given_to_the_upstream() {
         ("S", 10_000),
         ("-1S", 10_000),
     ] {
-        let headers = headers(&[("grpc-timeout", theirs)]);
+        let headers = headers(&[("grpc-timeout", theirs), ("x-auth-token", "T")]);
         post(&gateway, &path("encrypt-data"), headers, "{}").await;
         let metadata = stub.last().metadata;
         let given = metadata.get("grpc-timeout").unwrap().to_str().unwrap();
@@ -805,7 +815,7 @@ async fn an_upstream_that_does_not_answer_is_a_504() {
     }
     // The caller's own time runs out before ours.
     let gateway = remote(address, Duration::from_secs(600));
-    let headers = headers(&[("grpc-timeout", "50m")]);
+    let headers = headers(&[("grpc-timeout", "50m"), ("x-auth-token", "T")]);
     let answer = post(&gateway, &path("encrypt-data"), headers, "{}").await;
     answer.is(Kind::DeadlineExceeded, "");
 }
@@ -1228,7 +1238,13 @@ fn path(name: &str) -> String {
 
 /// Calls an operation.
 async fn call(gateway: &Router, name: &str, body: impl Into<Body>) -> Answer {
-    post(gateway, &path(name), HeaderMap::new(), body).await
+    post(
+        gateway,
+        &path(name),
+        headers(&[("x-auth-token", "T")]),
+        body,
+    )
+    .await
 }
 
 async fn post(gateway: &Router, path: &str, headers: HeaderMap, body: impl Into<Body>) -> Answer {

@@ -148,11 +148,6 @@ impl Client {
 }
 
 impl TlsFiles {
-    /// Whether a server is shown a certificate.
-    pub(super) const fn has_certificate(&self) -> bool {
-        self.certificate_file.is_some()
-    }
-
     /// A server that can be connected to.
     pub(super) fn endpoint(&self, server: &str) -> Result<Endpoint, Failure> {
         let endpoint = Endpoint::from_shared(server.to_owned())?;

@@ -69,11 +69,6 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
             Upstream::new(endpoint.connect_timeout(timeout).connect_lazy(), timeout)
         }
     };
-    let upstream = if asked.upstream_tls.has_certificate() {
-        upstream.with_certificate()
-    } else {
-        upstream
-    };
     let rest = server::bind(&asked.rest).await?;
     let admin = server::bind(&asked.admin).await?;
     server::serve_gateway(rest, tls.as_ref(), admin, upstream, files, lag, stop).await?;

@@ -55,7 +55,6 @@ const MAX_PAGE: usize = 4 * 1024 * 1024;
 pub struct Upstream {
     channel: Arc<dyn Fn() -> Channel + Send + Sync>,
     timeout: Duration,
-    has_certificate: bool,
 }
 
 impl Upstream {
@@ -77,17 +76,6 @@ impl Upstream {
         Self {
             channel: Arc::new(channel),
             timeout,
-            has_certificate: false,
-        }
-    }
-
-    /// Says that the channel shows the upstream a certificate. That is the gateway's and stands for
-    /// no caller, so a request without a credential of its own is refused here.
-    #[must_use]
-    pub fn with_certificate(self) -> Self {
-        Self {
-            has_certificate: true,
-            ..self
         }
     }
 
@@ -113,7 +101,8 @@ impl Upstream {
             }
         }
         let named = ours.contains_key("x-auth-token") || ours.contains_key("authorization");
-        if self.has_certificate && !named {
+        // What else the upstream could go by, a certificate or a sidecar's word, is the gateway's and stands for no caller.
+        if !named {
             return Err(Error::from(Kind::Unauthenticated).detail("x-auth-token not found"));
         }
         if is_signed(&ours) {
