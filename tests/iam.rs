@@ -353,6 +353,18 @@ async fn what_one_token_makes_a_service_answer_closes_it_to_no_other() {
     assert!(world.ask("good").await.is_ok());
 }
 
+#[tokio::test(start_paused = true)]
+async fn tokens_that_a_service_fails_over_close_it_to_no_other() {
+    let world = World::new().await;
+    world.token("good", &subject(600, Some(PROJECT), &["reader"]));
+    world.state.lock().unwrap().fails_over = "long-";
+    for number in 0..12 {
+        world.ask_in_vain(&format!("long-{number}")).await;
+    }
+    assert!(!world.keystone.rests());
+    assert!(world.ask("good").await.is_ok());
+}
+
 #[tokio::test]
 async fn garbage_does_not_make_a_service_look_ill() {
     let world = World::new().await;
@@ -480,6 +492,8 @@ struct Service {
     failing: (StatusCode, u32),
     gate: Option<Arc<Semaphore>>,
     answer: Option<String>,
+    /// The beginning of the tokens that it fails over.
+    fails_over: &'static str,
     asked: Arc<AtomicU32>,
     clock: Arc<TestClock>,
 }
@@ -497,6 +511,7 @@ impl World {
             failing: (StatusCode::OK, 0),
             gate: None,
             answer: None,
+            fails_over: "no token",
             asked: Arc::default(),
             clock: Arc::clone(&clock),
         }));
@@ -643,6 +658,9 @@ async fn validate(State(state): State<Arc<Mutex<Service>>>, headers: HeaderMap) 
         if *left > 0 {
             *left -= 1;
             return status.into_response();
+        }
+        if header("x-subject-token").starts_with(state.fails_over) {
+            return StatusCode::BAD_GATEWAY.into_response();
         }
         state.gate.clone()
     };

@@ -198,9 +198,28 @@ impl Keystone {
         if !self.breaker().admits(self.clock.now()) {
             return Err(Fault::Resting);
         }
-        let answered = self.ask_again_and_again(token).await;
+        let mut answered = self.ask_again_and_again(token).await;
+        let would_rest = matches!(answered, Err(Fault::Transient(_))) && self.breaker().is_last();
+        if would_rest && self.answers().await {
+            // A token that is too long for what stands before the service, perhaps. Whoever sends such ones must not
+            // close it to the others.
+            answered = Err(Fault::Refused(
+                "it fails over one token and not over others",
+            ));
+        }
         self.note(answered.as_ref().err());
         answered
+    }
+
+    /// Whether the service answers what it is asked about our own token, be it good or not.
+    async fn answers(&self) -> bool {
+        let Ok(own) = self.own_token().await else {
+            return false;
+        };
+        let Ok(token) = own.token.to_str() else {
+            return false;
+        };
+        !matches!(self.ask(token).await, Err(Fault::Transient(_)))
     }
 
     async fn ask_again_and_again(&self, token: &str) -> Result<Option<Subject>, Fault> {
@@ -441,6 +460,11 @@ impl Breaker {
             self.until = Some(now.plus_millis(PAUSE));
         }
         true
+    }
+
+    /// Whether one more failure would begin or prolong a pause.
+    const fn is_last(&self) -> bool {
+        self.failures.saturating_add(1) >= FAILURES
     }
 
     /// Says whether a pause begins that was none before.
