@@ -615,8 +615,8 @@ impl Answer for Front {
 /// never done. But a proxy may take it for done, and hand on from then on what its client sends, unread: requests
 /// with headers that it would have removed.
 fn leaves_http(request: &Request<Incoming>) -> bool {
-    let asks = request.headers().contains_key(UPGRADE) || *request.method() == Method::CONNECT;
-    asks && request.version() < Version::HTTP_2
+    request.version() < Version::HTTP_2
+        && (*request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE))
 }
 
 /// The row of an answer; none if it is a success.
