@@ -90,7 +90,7 @@ done
 contains "the chart's objects" "image: kmsgate:$version" "$(<helm/single.yaml)"
 
 # What takes a configuration of one's own: the root key is replaced, clients have a CA of their own, the root
-# key is in a hardware module.
+# key is in a hardware module, callers have tokens of their service accounts.
 follow deploy/README.md Kubernetes 'configMapGenerator'
 same=$(python3 "$objects" compare applied.yaml <(sed 's:image\: kmsgate:image\: registry.example.com/kmsgate:' helm/single.yaml)) ||
   fail "$same"
@@ -110,6 +110,15 @@ python3 "$objects" block "$root/deploy/README.md" Kubernetes '[pkcs11]' >hsm.val
 sed '/^root_key_file/d' kms/kmsgate.toml >hsm.toml
 sed -n '/\[pkcs11\]/,/root_key/s/^ *//p' hsm.values.yaml >>hsm.toml
 example hsm single hsm no-root-key-file
+
+# The keys of the cluster that checks service accounts' tokens are fetched with a token of one's own.
+issuer=$(python3 "$objects" block "$root/README.md" 'JSON Web Tokens' 'kubernetes.default.svc')
+printf '%s\n' "$(<kms/kmsgate.toml)" '' "$issuer" >accounts.toml
+{
+  printf 'serviceAccount: { automountToken: true }\nconfig:\n  extra: |\n'
+  sed 's/^/    /' <<<"$issuer"
+} >accounts.values.yaml
+example accounts single service-account-token
 
 # While the root key moves there, the old one is in a file still.
 sed 's/file: ""/file: "", previous: [root.key]/' hsm.values.yaml | grep -v '^image:' >moves.values.yaml

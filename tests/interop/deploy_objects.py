@@ -198,6 +198,13 @@ def mount(path, directory, *secrets):
             for name, text in known[volume["secret"]["secretName"]]["data"].items():
                 (target / name).write_bytes(base64.b64decode(text))
                 (target / name).chmod(volume["secret"]["defaultMode"])
+    if pod["automountServiceAccountToken"]:
+        # What Kubernetes adds, with some certificate for the cluster's authority.
+        target = Path(directory) / "var/run/secrets/kubernetes.io/serviceaccount"
+        target.mkdir(parents=True)
+        (target / "ca.crt").write_bytes(base64.b64decode(known["kmsgate-tls"]["data"]["tls.crt"]))
+        (target / "token").write_text("a token")
+        (target / "token").chmod(0o640)
 
 
 def block(page, section, part):
