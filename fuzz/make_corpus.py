@@ -206,8 +206,14 @@ def calls():
         return bytes([method]) + part(message(fields))
 
     aes, rsa, sm2 = KEYS["aes"], KEYS["rsa"], KEYS["sm2"]
+    def body(size, *fields, length=0):
+        sent = message(fields)
+        return bytes([14]) + part(bytes([size, 0]) + (len(sent) + length).to_bytes(4, "big") + sent)
+
     head = bytes([3, 0, 1, 0, 0, 0, 0, 1]) + aes.encode() + bytes(8)
-    put("grpc", encrypt=call(0, (1, PROJECT), (2, aes), (3, "secret"), (6, "aad"), (7, "919c82d4-8046-4722-9094-35c3c6524cff")),
+    put("grpc", body=body(255, (2, aes), (3, "secret")), body_in_pieces=body(7, (2, aes), (3, "secret")),
+        body_cut=body(9, (2, aes), length=1), body_and_more=body(64, (2, aes), (3, "x"), length=-1),
+        body_too_long=body(4, (2, aes), (4, bytes(180))), encrypt=call(0, (1, PROJECT), (2, aes), (3, "secret"), (6, "aad"), (7, "919c82d4-8046-4722-9094-35c3c6524cff")),
         encrypt_rsa=call(0, (2, rsa), (4, b"\0\xff"), (5, 2)), encrypt_sm2=call(0, (2, sm2), (3, "secret"), (5, 3)),
         wrong_algorithm=call(0, (2, sm2), (3, "secret"), (5, 1)),
         decrypt=call(2, (3, head + bytes(88))), decrypt_sm2=call(2, (2, sm2), (3, bytes(120)), (5, 3)),

@@ -1,10 +1,18 @@
 //! Calls over gRPC: one after another on a fresh server with keys in memory, each a method and the
-//! bytes of its message. None fails as our own fault does; what is encrypted is decrypted again.
+//! bytes of its message, or a whole body of EncryptData in pieces. None fails as our own fault does; what is
+//! encrypted is decrypted again; a body is one message behind five bytes, as gRPC has it, or it is refused.
 #![no_main]
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock};
+use std::task::{self, Poll};
 
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
 use kmsgate::audit::{Event, Sink};
 use kmsgate::auth::policy::Policy;
 use kmsgate::crypto::pool::Pool;
@@ -16,10 +24,11 @@ use kmsgate::domain::key::{KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, K
 use kmsgate::domain::request::RequestId;
 use kmsgate::domain::secret::Material;
 use kmsgate::domain::time::{Clock, Timestamp};
-use kmsgate::error::Error;
+use kmsgate::error::{Error, Kind};
 use kmsgate::grpc::pb::crypto_service_server::CryptoService;
 use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
 use kmsgate::grpc::pb::key_service_server::KeyService;
+use kmsgate::grpc::unary::Unary;
 use kmsgate::grpc::{Place, Server, pb};
 use kmsgate::service::keyring::Keyring;
 use kmsgate::service::limits::Limits;
@@ -33,6 +42,9 @@ use libfuzzer_sys::fuzz_target;
 use prost::Message;
 use tokio::runtime::Runtime;
 use tonic::{Code, Request, Response, Status};
+
+/// The longest message of a body.
+const LIMIT: usize = 200;
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -172,6 +184,7 @@ async fn call(server: &Server, method: u8, bytes: &[u8]) {
                 sound(server.rotate_on_demand(ask(message)).await);
             }
         }
+        14 => body(server, bytes).await,
         _ => {
             methods! {
                 2 => decrypt_data,
@@ -187,6 +200,63 @@ async fn call(server: &Server, method: u8, bytes: &[u8]) {
                 13 => confirm_clock,
             }
         }
+    }
+}
+
+/// A body of EncryptData. Its first byte says how long the pieces are in which it comes.
+async fn body(server: &Server, mut bytes: &[u8]) {
+    let size = usize::from(byte(&mut bytes)).max(1);
+    let pieces = Pieces(bytes.chunks(size).map(Bytes::copy_from_slice).collect());
+    let context = context();
+    let answer = Unary::Encrypt.answer(server, Some(&context), pieces, LIMIT);
+    let answer = answer.await.map_err(|error| error.kind());
+
+    let message = match bytes.split_first_chunk::<5>() {
+        Some(([0, length @ ..], message))
+            if u32::from_be_bytes(*length) as usize == message.len() && message.len() <= LIMIT =>
+        {
+            pb::EncryptDataRequest::decode(message).ok()
+        }
+        _ => None,
+    };
+    let Some(message) = message else {
+        let refused = answer.err();
+        assert!(matches!(
+            refused,
+            Some(Kind::InvalidFormat | Kind::MessageTooLong)
+        ));
+        return;
+    };
+    let same = sound(server.encrypt_data(ask(message)).await);
+    let Some(same) = same else {
+        assert_ne!(answer.err(), Some(Kind::MessageTooLong));
+        return;
+    };
+    let answer = answer.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(answer.trailers().unwrap()["grpc-status"], "0");
+    let answer = answer.to_bytes();
+    let (prefix, answer) = answer.split_first_chunk::<5>().unwrap();
+    assert_eq!(prefix[0], 0);
+    assert_eq!(
+        prefix[1..],
+        u32::try_from(answer.len()).unwrap().to_be_bytes()
+    );
+    let answer = pb::EncryptDataResponse::decode(answer).unwrap();
+    assert_eq!(answer.key_id, same.key_id);
+}
+
+/// A body that comes in pieces.
+struct Pieces(VecDeque<Bytes>);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
     }
 }
 
@@ -238,7 +308,12 @@ fn sound<A>(answer: Result<Response<A>, Status>) -> Option<A> {
 
 fn ask<M>(message: M) -> Request<M> {
     let mut request = Request::new(message);
-    request.extensions_mut().insert(Arc::new(Context {
+    request.extensions_mut().insert(context());
+    request
+}
+
+fn context() -> Arc<Context> {
+    Arc::new(Context {
         request_id: RequestId::new(1),
         caller: Arc::new(Caller {
             name: "fuzzer".into(),
@@ -247,8 +322,7 @@ fn ask<M>(message: M) -> Request<M> {
             actions: Actions::ALL,
         }),
         told: AtomicBool::new(false),
-    }));
-    request
+    })
 }
 
 fn new_key_id() -> Result<KeyId, Error> {
