@@ -177,9 +177,9 @@ pub(super) fn mul(k: &NonZeroScalar, point: &Affine) -> Zeroizing<Affine> {
 
     let mut product = Zeroizing::new([Affine::ROOM]);
     normalize(&[*sum], &mut *product);
-    let [mut product] = *product;
+    let [product] = &mut *product;
     product.negate(digits.negative);
-    Zeroizing::new(product)
+    Zeroizing::new(*product)
 }
 
 /// A scalar, written as the head of the file says.
