@@ -15,6 +15,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -27,6 +28,9 @@ use crate::domain::address::Address;
 
 /// Why a command failed, for a person to read.
 type Failure = Box<dyn StdError + Send + Sync>;
+
+/// How long the program's end waits for what still runs on other threads.
+const LAST_MOMENT: Duration = Duration::from_secs(2);
 
 /// Encrypts data under managed keys, over gRPC and over Huawei Cloud KMS's REST contract.
 #[derive(Debug, Parser)]
@@ -212,39 +216,41 @@ impl Cli {
                 operate::new_root_key_in_token(&config)
             }
             Command::RootKey(RootKeyCommand::Rotate { connection }) => {
-                runtime()?.block_on(root_key::rotate(&connection))
+                block_on(root_key::rotate(&connection))
             }
             Command::Token(TokenCommand::Hash) => operate::hash_token(),
             Command::CheckConfig(Serve { config }) => operate::check_config(&config),
             Command::Store(StoreCommand::Check(Serve { config })) => store::check(&config),
             Command::Store(StoreCommand::Copy { config, from, to }) => {
-                runtime()?.block_on(store::copy(&config, &from, &to))
+                block_on(store::copy(&config, &from, &to))
             }
             Command::Store(StoreCommand::Backup { file, connection }) => {
-                runtime()?.block_on(store::back_up(&connection, &file))
+                block_on(store::back_up(&connection, &file))
             }
-            Command::Dev(dev) => runtime()?.block_on(dev.run()),
-            Command::Serve(Serve { config }) => runtime()?.block_on(operate::serve(&config)),
-            Command::Gateway(gateway) => runtime()?.block_on(operate::gateway(&gateway)),
+            Command::Dev(dev) => block_on(dev.run()),
+            Command::Serve(Serve { config }) => block_on(operate::serve(&config)),
+            Command::Gateway(gateway) => block_on(operate::gateway(&gateway)),
             Command::Key {
                 connection,
                 command,
-            } => runtime()?.block_on(command.run(&connection)),
-            Command::Encrypt(encrypt) => runtime()?.block_on(encrypt.run()),
-            Command::Decrypt(decrypt) => runtime()?.block_on(decrypt.run()),
-            Command::Health(Health { server, tls }) => {
-                runtime()?.block_on(client::health(&server, &tls))
-            }
+            } => block_on(command.run(&connection)),
+            Command::Encrypt(encrypt) => block_on(encrypt.run()),
+            Command::Decrypt(decrypt) => block_on(decrypt.run()),
+            Command::Health(Health { server, tls }) => block_on(client::health(&server, &tls)),
         }
         .map(|()| ExitCode::SUCCESS)
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+/// Does `work` on a runtime. What it has left behind on other threads is waited for a moment and no longer:
+/// a hardware module that hangs must not keep the program from its end.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    Ok(runtime)
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST_MOMENT);
+    done
 }
 
 /// Writes a line to standard output.
@@ -267,5 +273,27 @@ impl Steps {
             // Nobody may be there to read it.
             let _ = writeln!(std::io::stderr(), "{what} {done}/{total}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn what_hangs_on_another_thread_does_not_keep_the_program_from_its_end() {
+        let (hold, held) = mpsc::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let done = block_on(async move {
+            tokio::task::spawn_blocking(move || {
+                begin.send(()).unwrap();
+                held.recv().is_ok()
+            });
+            Ok(begun.await?)
+        });
+        assert!(done.is_ok());
+        drop(hold);
     }
 }

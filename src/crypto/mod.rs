@@ -61,6 +61,10 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// name or root key.
     fn open(&self, name: &VersionName, key: &SealedKey) -> Result<OpenKey, ProviderError>;
 
+    /// Where [`generate`](Self::generate) and [`open`](Self::open) are to be called for a key that has
+    /// two halves.
+    fn place(&self) -> Place;
+
     /// Seals a key again under the root key that seals now; none if it was sealed by that one. The
     /// material stays the same, and stays inside.
     ///
@@ -167,6 +171,8 @@ pub enum Place {
     Inline,
     /// On the [CPU pool](pool): it would hold up other requests.
     Pool,
+    /// On the pool's threads for devices: it waits for one, which may be slow or hang.
+    Device,
 }
 
 /// Why a provider refused.

@@ -17,6 +17,10 @@
 //! **How answers leave.** Waking an async thread for an answer costs two changes of the thread on its
 //! core, which is a fifth of an SM2 decryption. So a thread that has more to do keeps its answers for
 //! up to 600 µs and wakes once for all.
+//!
+//! **What waits for a device** takes no core but a thread, for as long as the device likes: a hardware module
+//! may be slow, far away, or hang. It has [threads and lines of its own](Pool::with_devices), so that what
+//! computes here goes on.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -28,50 +32,65 @@ use rustix::process::{getpriority_process, setpriority_process};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::crypto::Place;
 use crate::domain::caller::Caller;
 use crate::domain::key::ProjectId;
 
-/// For how long an answer may be kept while others come, in microseconds of [cost](Pool::run). No
-/// job is begun that would keep it longer.
+/// For how long what computes may keep an answer while others come, in microseconds of [cost](Pool::run).
 const TOGETHER: u32 = 600;
 
 /// Threads that compute, and bounded lines in front of them. The threads end with it.
-pub struct Pool(Arc<Shared>);
+pub struct Pool {
+    cores: Arc<Shared>,
+    devices: Option<Arc<Shared>>,
+}
 
 impl Pool {
     /// Starts `threads` threads, in front of which at most `places` jobs wait.
     pub fn new(threads: usize, places: usize) -> Result<Self, PoolError> {
-        let pool = Self(Arc::new(Shared {
-            lines: Mutex::new(Lines::new(places)),
-            news: Condvar::new(),
-        }));
-        for number in 0..threads {
-            let shared = Arc::clone(&pool.0);
-            thread::Builder::new()
-                .name(format!("cpu-{number}"))
-                .spawn(move || shared.work())
-                .map_err(|_| PoolError::Stopped)?;
-        }
-        Ok(pool)
+        let cores = Shared::start("cpu", threads, places, TOGETHER)?;
+        Ok(Self {
+            cores,
+            devices: None,
+        })
     }
 
-    /// Does `job`, which takes a core for about `cost` microseconds, on a thread of the pool when it
-    /// is the turn of `caller`.
+    /// Has `threads` more for work that waits for a device, in front of which as many jobs may wait as
+    /// in front of the others.
+    pub fn with_devices(mut self, threads: usize) -> Result<Self, PoolError> {
+        let places = self.cores.lock().places;
+        // What comes next may take seconds, so no answer is kept.
+        self.devices = Some(Shared::start("device", threads, places, 0)?);
+        Ok(self)
+    }
+
+    /// Does `job`, which takes about `cost` microseconds, at its `place` when it is the turn of
+    /// `caller`. Without threads for devices, the others wait for them.
     ///
     /// A job that nobody waits for any longer, because its request was cancelled, is not begun.
-    pub async fn run<T, F>(&self, caller: &Caller, cost: u32, job: F) -> Result<T, PoolError>
+    pub async fn run<T, F>(
+        &self,
+        caller: &Caller,
+        place: Place,
+        cost: u32,
+        job: F,
+    ) -> Result<T, PoolError>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
+        let shared = match (place, &self.devices) {
+            (Place::Device, Some(devices)) => devices,
+            _ => &self.cores,
+        };
         let (answer, answered) = oneshot::channel();
         let asked = Asked {
             job,
             answer,
             runtime: Handle::try_current().ok(),
         };
-        let lost = self.0.lock().add(name(caller), cost, Box::new(asked))?;
-        self.0.news.notify_one();
+        let lost = shared.lock().add(name(caller), cost, Box::new(asked))?;
+        shared.news.notify_one();
         if let Some(lost) = lost {
             lost.refuse();
         }
@@ -85,14 +104,20 @@ impl Pool {
 
     /// How many jobs wait.
     pub fn waiting(&self) -> usize {
-        self.0.lock().waiting
+        self.all().map(|shared| shared.lock().waiting).sum()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Shared>> {
+        [&self.cores].into_iter().chain(&self.devices)
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.0.lock().stopped = true;
-        self.0.news.notify_all();
+        for shared in self.all() {
+            shared.lock().stopped = true;
+            shared.news.notify_all();
+        }
     }
 }
 
@@ -116,12 +141,12 @@ impl Share<'_> {
     }
 
     /// Does `job` as [`Pool::run`] does.
-    pub async fn run<T, F>(&self, cost: u32, job: F) -> Result<T, PoolError>
+    pub async fn run<T, F>(&self, place: Place, cost: u32, job: F) -> Result<T, PoolError>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        self.pool.run(self.caller, cost, job).await
+        self.pool.run(self.caller, place, cost, job).await
     }
 }
 
@@ -130,9 +155,34 @@ struct Shared {
     lines: Mutex<Lines>,
     /// A job was added, or the pool stopped.
     news: Condvar,
+    /// For how long an answer may be kept while others come, in microseconds of cost. No job is begun
+    /// that would keep it longer.
+    together: u32,
 }
 
 impl Shared {
+    /// Starts threads that are called `kind`.
+    fn start(
+        kind: &str,
+        threads: usize,
+        places: usize,
+        together: u32,
+    ) -> Result<Arc<Self>, PoolError> {
+        let shared = Arc::new(Self {
+            lines: Mutex::new(Lines::new(places)),
+            news: Condvar::new(),
+            together,
+        });
+        for number in 0..threads {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new()
+                .name(format!("{kind}-{number}"))
+                .spawn(move || shared.work())
+                .map_err(|_| PoolError::Stopped)?;
+        }
+        Ok(shared)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Lines> {
         // No job runs and nothing panics under the lock.
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
@@ -159,7 +209,7 @@ impl Shared {
                 continue;
             };
             drop(lines);
-            if kept.cost.saturating_add(job.cost) > TOGETHER {
+            if kept.cost.saturating_add(job.cost) > self.together {
                 kept.hand_over();
             }
             kept.cost = kept.cost.saturating_add(job.cost);
@@ -167,7 +217,7 @@ impl Shared {
             // A low priority makes a thread's turns rarer and not shorter: without this, what a tick of
             // the kernel lasts (4 ms) is what a request may wait behind private keys.
             thread::yield_now();
-            if kept.cost >= TOGETHER {
+            if kept.cost >= self.together {
                 kept.hand_over();
             }
             lines = self.lock();
@@ -521,10 +571,13 @@ mod tests {
         let pool = Arc::new(Pool::new(1, 1).unwrap());
         let hold = busy(&pool).await;
         let waits = ask(&pool, "a", || 2).await;
-        assert_eq!(pool.run(&caller("a"), 1, || 3).await, Err(PoolError::Full));
+        assert_eq!(
+            pool.run(&caller("a"), Place::Pool, 1, || 3).await,
+            Err(PoolError::Full)
+        );
         drop(hold);
         assert_eq!(waits.await.unwrap(), Ok(2));
-        assert_eq!(pool.run(&caller("a"), 1, || 3).await, Ok(3));
+        assert_eq!(pool.run(&caller("a"), Place::Pool, 1, || 3).await, Ok(3));
     }
 
     #[tokio::test]
@@ -548,7 +601,7 @@ mod tests {
         unwanted.abort();
         assert!(unwanted.await.unwrap_err().is_cancelled());
         drop(hold);
-        assert_eq!(pool.run(&caller("a"), 1, || 1).await, Ok(1));
+        assert_eq!(pool.run(&caller("a"), Place::Pool, 1, || 1).await, Ok(1));
         assert!(begun.recv().is_err());
     }
 
@@ -559,7 +612,12 @@ mod tests {
         for (number, cost) in (0..1000).zip([1, 50, TOGETHER, 2 * TOGETHER].into_iter().cycle()) {
             let pool = Arc::clone(&pool);
             let caller = caller(&(number % 7).to_string());
-            jobs.spawn(async move { (number, pool.run(&caller, cost, move || number).await) });
+            jobs.spawn(async move {
+                (
+                    number,
+                    pool.run(&caller, Place::Pool, cost, move || number).await,
+                )
+            });
         }
         while let Some(job) = jobs.join_next().await {
             let (number, answer) = job.unwrap();
@@ -571,20 +629,66 @@ mod tests {
     #[tokio::test]
     async fn a_job_that_panics_fails_alone() {
         let pool = Pool::new(1, 1).unwrap();
-        let answer: Result<(), _> = pool.run(&caller("a"), 1, || panic!("a bug")).await;
+        let answer: Result<(), _> = pool
+            .run(&caller("a"), Place::Pool, 1, || panic!("a bug"))
+            .await;
         assert_eq!(answer, Err(PoolError::Stopped));
-        assert_eq!(pool.run(&caller("a"), 1, || 1).await, Ok(1));
+        assert_eq!(pool.run(&caller("a"), Place::Pool, 1, || 1).await, Ok(1));
     }
 
     #[tokio::test]
     async fn the_threads_end_with_the_pool() {
-        let pool = Pool::new(2, 2).unwrap();
-        let shared = Arc::downgrade(&pool.0);
-        assert_eq!(pool.run(&caller("a"), 1, || 1).await, Ok(1));
+        let pool = Pool::new(2, 2).unwrap().with_devices(2).unwrap();
+        let all: Vec<_> = pool.all().map(Arc::downgrade).collect();
+        assert_eq!(all.len(), 2);
+        assert_eq!(pool.run(&caller("a"), Place::Pool, 1, || 1).await, Ok(1));
         drop(pool);
-        while shared.strong_count() > 0 {
+        while all.iter().any(|shared| shared.strong_count() > 0) {
             yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_device_that_hangs_holds_up_nothing_else() {
+        let pool = Arc::new(Pool::new(1, 10).unwrap().with_devices(2).unwrap());
+        let (hold, held) = mpsc::channel::<()>();
+        let asking = Arc::clone(&pool);
+        let hangs = tokio::spawn(async move {
+            let hang = move || held.recv().is_ok();
+            asking.run(&caller("a"), Place::Device, 1, hang).await
+        });
+        assert_eq!(pool.run(&caller("a"), Place::Device, 1, || 1).await, Ok(1));
+        assert_eq!(pool.run(&caller("a"), Place::Pool, 1, || 2).await, Ok(2));
+        assert!(!hangs.is_finished());
+        drop(hold);
+        assert_eq!(hangs.await.unwrap(), Ok(false));
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_a_device_does_not_wait_for_the_next_job() {
+        let pool = Arc::new(Pool::new(1, 10).unwrap().with_devices(1).unwrap());
+        let (hold, held) = mpsc::channel::<()>();
+        let (begin, begun) = mpsc::channel::<()>();
+        let ask = |job: Box<dyn FnOnce() -> bool + Send>| {
+            let pool = Arc::clone(&pool);
+            tokio::spawn(async move { pool.run(&caller("a"), Place::Device, 1, job).await })
+        };
+        let first = ask(Box::new(move || begun.recv().is_ok()));
+        let hangs = ask(Box::new(move || held.recv().is_ok()));
+        while pool.waiting() == 0 {
+            yield_now().await;
+        }
+        begin.send(()).unwrap();
+        assert_eq!(first.await.unwrap(), Ok(true));
+        assert!(!hangs.is_finished());
+        drop(hold);
+        assert_eq!(hangs.await.unwrap(), Ok(false));
+    }
+
+    #[tokio::test]
+    async fn without_threads_for_devices_the_others_wait_for_them() {
+        let pool = Pool::new(1, 1).unwrap();
+        assert_eq!(pool.run(&caller("a"), Place::Device, 1, || 1).await, Ok(1));
     }
 
     #[tokio::test]
@@ -593,7 +697,10 @@ mod tests {
         let own = priority();
         let pool = Pool::new(2, 2).unwrap();
         for _ in 0..4 {
-            assert_eq!(pool.run(&caller("a"), 1, priority).await, Ok(own.max(LOW)));
+            assert_eq!(
+                pool.run(&caller("a"), Place::Pool, 1, priority).await,
+                Ok(own.max(LOW))
+            );
         }
         assert_eq!(priority(), own);
         assert_eq!(briefly(priority).await, Ok(own));
@@ -664,10 +771,11 @@ mod tests {
         who: &'static str,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<Result<T, PoolError>> {
-        let before = pool.0.lock().added;
+        let before = pool.cores.lock().added;
         let asking = Arc::clone(pool);
-        let asked = tokio::spawn(async move { asking.run(&caller(who), 1, job).await });
-        while pool.0.lock().added == before {
+        let asked =
+            tokio::spawn(async move { asking.run(&caller(who), Place::Pool, 1, job).await });
+        while pool.cores.lock().added == before {
             yield_now().await;
         }
         asked

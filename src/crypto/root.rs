@@ -72,6 +72,11 @@ pub trait Root: fmt::Debug + Send + Sync {
     /// The name of the root key that seals.
     fn id(&self) -> RootKeyId;
 
+    /// Whether sealing or opening waits for a device.
+    fn is_device(&self) -> bool {
+        false
+    }
+
     /// Seals a key again under the root key that seals now; none if it was sealed by that one.
     ///
     /// Fails as [`open`](Self::open) and [`seal`](Self::seal) do.
@@ -144,6 +149,10 @@ impl Root for Roots {
 
     fn id(&self) -> RootKeyId {
         self.sealing.id()
+    }
+
+    fn is_device(&self) -> bool {
+        self.all().any(Root::is_device)
     }
 }
 

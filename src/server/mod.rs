@@ -179,6 +179,10 @@ impl Server {
         let limits = config.limits.clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = limits.cpu_threads.map_or(cores, usize::from);
+        let mut pool = Pool::new(threads, limits.cpu_queue.get())?;
+        if let Some(token) = &config.pkcs11 {
+            pool = pool.with_devices(token.sessions.get())?;
+        }
         let sink: Arc<dyn Sink> = Arc::<JsonLines>::clone(&audit);
         let kms = Kms {
             store,
@@ -187,7 +191,7 @@ impl Server {
             backup,
             keyring: Arc::new(Keyring::new(limits.opened_keys.get())),
             listings: Listings::default(),
-            pool: Arc::new(Pool::new(threads, limits.cpu_queue.get())?),
+            pool: Arc::new(pool),
             policy,
             limits: limits_of(&limits),
             audit: sink,

@@ -93,10 +93,11 @@ impl Kms {
     ) -> Result<Vec<u8>, Error> {
         let providers = Arc::clone(&self.providers);
         let spec = name.spec;
+        let place = providers.maker(spec)?.place();
         let generate = move || providers.maker(name.spec)?.generate(&name);
         let sealed = match spec.family() {
             Family::Symmetric => briefly(generate).await?,
-            Family::Rsa | Family::Sm2 => pool.run(spec.micros(Work::Make), generate).await?,
+            Family::Rsa | Family::Sm2 => pool.run(place, spec.micros(Work::Make), generate).await?,
         };
         Ok(sealed?.0)
     }

@@ -147,12 +147,13 @@ impl Kms {
             ProviderError::Rejected => Error::from(rejected),
             error => error.into(),
         };
-        if pair(key)?.decrypts() == Place::Inline {
+        let place = pair(key)?.decrypts();
+        if place == Place::Inline {
             return pair(key)?.decrypt(ciphertext).map_err(refuse);
         }
         let (key, ciphertext) = (Arc::clone(key), Arc::clone(ciphertext));
         let job = move || pair(&key)?.decrypt(&ciphertext).map_err(refuse);
         let cost = held.record().spec.micros(Work::Decrypt);
-        pool.run(cost, job).await?
+        pool.run(place, cost, job).await?
     }
 }

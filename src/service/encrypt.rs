@@ -85,11 +85,12 @@ impl Kms {
                 Ok(frame)
             }
             OpenKey::Pair(pair) if pair.encrypts() == Place::Inline => Ok(pair.encrypt(plaintext)?),
-            OpenKey::Pair(_) => {
+            OpenKey::Pair(halves) => {
+                let place = halves.encrypts();
                 let (key, plaintext) = (Arc::clone(key), Arc::clone(plaintext));
                 let job = move || pair(&key)?.encrypt(&plaintext).map_err(Error::from);
                 let cost = held.record().spec.micros(Work::Encrypt);
-                pool.run(cost, job).await?
+                pool.run(place, cost, job).await?
             }
         }
     }

@@ -341,10 +341,11 @@ impl Held {
             let sealed = SealedKey(record.sealed.clone());
             let providers = Arc::clone(providers);
             let spec = name.spec;
+            let place = providers.opener(spec, &sealed)?.place();
             let open = move || providers.opener(name.spec, &sealed)?.open(&name, &sealed);
             let opened = match family {
                 Family::Symmetric => briefly(open).await?,
-                Family::Rsa | Family::Sm2 => pool.run(spec.micros(Work::Open), open).await?,
+                Family::Rsa | Family::Sm2 => pool.run(place, spec.micros(Work::Open), open).await?,
             };
             opened.map_err(Error::from)
         };

@@ -126,6 +126,7 @@ mod tests {
     use tokio::task::{JoinSet, yield_now};
 
     use super::*;
+    use crate::crypto::Place;
     use crate::crypto::pool::Pool;
     use crate::domain::caller::{Actions, Caller};
     use crate::error::Kind;
@@ -141,7 +142,7 @@ mod tests {
             let (pool, greedy) = (Arc::clone(&pool), greedy.clone());
             let done = Arc::clone(&done);
             let job = move || done.fetch_add(1, Ordering::SeqCst);
-            jobs.spawn(async move { pool.run(&greedy, 1000, job).await });
+            jobs.spawn(async move { pool.run(&greedy, Place::Pool, 1000, job).await });
         }
         until_waiting(&pool, 100).await;
         let opening = Arc::new(Opening::default());
@@ -226,7 +227,12 @@ mod tests {
         let (pool, opening, caller) = (Arc::clone(pool), Arc::clone(opening), caller.clone());
         tokio::spawn(async move {
             let share = pool.share(&caller);
-            let open = || async { share.run(10, job.clone()).await.map_err(Error::from) };
+            let open = || async {
+                share
+                    .run(Place::Pool, 10, job.clone())
+                    .await
+                    .map_err(Error::from)
+            };
             opening.open(Some(share.line()), open).await.map(Arc::clone)
         })
     }
@@ -241,7 +247,7 @@ mod tests {
                 let _ = begin.send(());
                 let _ = held.recv();
             };
-            pool.run(&caller("busy"), 1, job).await
+            pool.run(&caller("busy"), Place::Pool, 1, job).await
         });
         begun.await.unwrap();
         hold

@@ -7,6 +7,7 @@ use kmsgate::crypto::pkcs11::root::TokenRoot;
 use kmsgate::crypto::pkcs11::rsa::TokenRsa;
 use kmsgate::crypto::pkcs11::{Module, ModuleError, Settings};
 use kmsgate::crypto::rustcrypto::RustCrypto;
+use kmsgate::crypto::{Place, Provider};
 
 /// Keys in software, sealed under a root key in the token.
 pub(crate) fn under_its_root_key() -> RustCrypto {
@@ -18,7 +19,9 @@ pub(crate) fn under_its_root_key() -> RustCrypto {
         };
         Arc::new(root.unwrap())
     });
-    RustCrypto::new(Arc::<TokenRoot>::clone(root))
+    let provider = RustCrypto::new(Arc::<TokenRoot>::clone(root));
+    assert_eq!(provider.place(), Place::Device);
+    provider
 }
 
 /// RSA keys in the token, whose references are sealed under a root key in a file.

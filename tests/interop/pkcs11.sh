@@ -263,3 +263,62 @@ contains "the pair's access" "always sensitive, never extractable, local" \
 equal "keys that can be extracted" 0 \
   "$({ objects privkey && objects secrkey; } | grep -c 'Access: .*[^r] extractable' || true)"
 ok "the token made the key, and no key there can be extracted"
+
+# The same behind a module that fails when it is told to.
+cc -shared -fPIC -Wall -Wextra -Werror -o "$scratch/failing.so" tests/interop/failing_module.c
+mkdir "$scratch/fails"
+export FAILING_MODULE=$libkryoptic FAILING_HOW=$scratch/fails
+sed --expression "s,^module = .*,module = \"$scratch/failing.so\"," \
+  --expression 's/^shutdown = .*/shutdown = { lag = "0s", drain = "1s" }/' "$scratch/kryoptic.toml" >"$scratch/failing.toml"
+"$kmsgate" serve --config "$scratch/failing.toml" >"$scratch/failing.log" 2>&1 </dev/null &
+server=$!
+started+=("$server")
+await "http://$admin/readyz" "$server"
+
+touch "$scratch/fails/gone"
+rsa='"key_spec":"RSA_2048","key_usage":"ENCRYPT_DECRYPT"'
+ask create-key "{\"key_alias\":\"half\",$rsa}"
+equal "a key during whose making the token went away" "503 KMS.0104" "$status $(jq -r .error.error_code <<<"$body")"
+for _ in $(seq 100); do
+  ask create-key "{\"key_alias\":\"half\",$rsa}"
+  [[ $status == 200 ]] && break
+  sleep 0.1
+done
+equal "the key once the token is back" 200 "$status"
+key=$(jq -r .key_info.key_id <<<"$body")
+ask encrypt-data "{\"key_id\":\"$key\",$how,\"plain_text\":\"at noon\"}"
+decrypt_rsa="{\"key_id\":\"$key\",$how,\"cipher_text\":$(jq .cipher_text <<<"$body")}"
+ask decrypt-data "$decrypt_rsa"
+equal "decrypt-data" "at noon" "$(jq -r .plain_text <<<"$body")"
+ok "a key is not made a second time when the token goes away in the middle"
+
+touch "$scratch/fails/full"
+ask create-key "{\"key_alias\":\"full\",$rsa}"
+equal "a key without a session left for it" "503 KMS.0104" "$status $(jq -r .error.error_code <<<"$body")"
+contains "the metric" "kmsgate_pkcs11_token_there 1" "$(curl --silent "http://$admin/metrics")"
+ask decrypt-data "$decrypt_rsa"
+equal "decrypt-data in a session that is open" "at noon" "$(jq -r .plain_text <<<"$body")"
+rm "$scratch/fails/full"
+ask create-key "{\"key_alias\":\"full\",$rsa}"
+equal "the key when there is one again" 200 "$status"
+ok "a token with too many sessions is not taken for lost"
+
+ask create-key '{"key_alias":"sm2","key_spec":"SM2","key_usage":"ENCRYPT_DECRYPT"}'
+sm2=$(jq -r .key_info.key_id <<<"$body")
+how='"encryption_algorithm":"SM2_ENCRYPT"'
+ask encrypt-data "{\"key_id\":\"$sm2\",$how,\"plain_text\":\"at dusk\"}"
+decrypt_sm2="{\"key_id\":\"$sm2\",$how,\"cipher_text\":$(jq .cipher_text <<<"$body")}"
+touch "$scratch/fails/hang"
+hanging=()
+for _ in $(seq 8); do
+  ask decrypt-data "$decrypt_rsa" &
+  hanging+=($!)
+done
+sleep 1
+ask decrypt-data "$decrypt_sm2"
+equal "decryption in software while the token hangs" "at dusk" "$(jq -r .plain_text <<<"$body")"
+began=$SECONDS
+stop "$server" || fail "kmsgate serve ended with $?"
+((SECONDS - began < 15)) || fail "kmsgate serve ended after $((SECONDS - began)) s"
+wait "${hanging[@]}" || true
+ok "a token that hangs holds up neither what software computes nor the end of the program"

@@ -11,7 +11,7 @@ use aws_lc_rs::rsa::KeySize;
 use crate::crypto::aes::Aes;
 use crate::crypto::root::Root;
 use crate::crypto::rsa::read;
-use crate::crypto::{OpenKey, Provider, ProviderError, SealedKey, VersionName};
+use crate::crypto::{OpenKey, Place, Provider, ProviderError, SealedKey, VersionName};
 use crate::domain::key::{Family, KeySpec};
 use crate::domain::secret::Material;
 
@@ -72,6 +72,14 @@ impl Provider for AwsLc {
     fn open(&self, name: &VersionName, key: &SealedKey) -> Result<OpenKey, ProviderError> {
         let material = self.root.open(name, key)?;
         ready(name, &material).ok_or(ProviderError::BadSeal)
+    }
+
+    fn place(&self) -> Place {
+        if self.root.is_device() {
+            Place::Device
+        } else {
+            Place::Pool
+        }
     }
 
     fn reseal(

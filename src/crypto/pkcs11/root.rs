@@ -245,6 +245,10 @@ impl Root for TokenRoot {
     fn id(&self) -> RootKeyId {
         RootKeyId(self.id)
     }
+
+    fn is_device(&self) -> bool {
+        true
+    }
 }
 
 impl fmt::Debug for TokenRoot {

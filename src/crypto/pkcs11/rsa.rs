@@ -190,6 +190,10 @@ impl Provider for TokenRsa {
         })))
     }
 
+    fn place(&self) -> Place {
+        Place::Device
+    }
+
     fn reseal(
         &self,
         name: &VersionName,
@@ -259,7 +263,7 @@ impl KeyPair for Pair {
     }
 
     fn decrypts(&self) -> Place {
-        Place::Pool
+        Place::Device
     }
 }
 

@@ -118,7 +118,8 @@ impl Module {
         self.patiently(false, job)
     }
 
-    /// The same in a session that makes or destroys objects of the token.
+    /// The same in a session that makes or destroys objects of the token. It is not begun a second time:
+    /// a token that was lost in the middle may have made what it was asked for.
     pub(super) fn write<T>(&self, job: impl Fn(&Session) -> Result<T, Error>) -> Result<T, Fault> {
         self.patiently(true, job)
     }
@@ -129,7 +130,11 @@ impl Module {
         job: impl Fn(&Session) -> Result<T, Error>,
     ) -> Result<T, Fault> {
         let (error, attempts) = match self.once(writes, &job) {
-            Err(Attempt::Lost(error, attempts)) => (error, attempts),
+            Err(Attempt::Lost {
+                error,
+                attempts,
+                begun,
+            }) if !(writes && begun) => (error, attempts),
             other => return other.map_err(Attempt::into_fault),
         };
         if self.shared.await_attempt(attempts) {
@@ -152,12 +157,15 @@ impl Module {
                 Ok(done)
             }
             Err(error) if is_lost(&error, &session) => {
+                let lost = self.shared.lose(error, true);
                 drop(session);
                 drop(place);
-                let attempts = self.shared.lose(&error);
-                Err(Attempt::Lost(error, attempts))
+                Err(lost)
             }
             // A failed operation may have left the session amid something: it is closed.
+            Err(error) if is_passing(&error) => {
+                Err(Attempt::Failed(Fault::Unavailable(error.into())))
+            }
             Err(error) => Err(Attempt::Failed(Fault::Refused(error))),
         }
     }
@@ -191,15 +199,21 @@ impl Drop for Module {
 
 /// How one attempt at a job failed.
 enum Attempt {
-    /// The token is gone; the keeper had looked for it so often by then.
-    Lost(Error, u64),
+    /// The token is gone.
+    Lost {
+        error: Error,
+        /// How often the keeper had looked for it by then.
+        attempts: u64,
+        /// Whether the job had been begun.
+        begun: bool,
+    },
     Failed(Fault),
 }
 
 impl Attempt {
     fn into_fault(self) -> Fault {
         match self {
-            Self::Lost(error, _) => Fault::Unavailable(error.into()),
+            Self::Lost { error, .. } => Fault::Unavailable(error.into()),
             Self::Failed(fault) => fault,
         }
     }
@@ -226,12 +240,14 @@ impl Shared {
         let idle = if writes { None } else { state.idle.pop() };
         drop(state);
         let place = Place(self);
-        let session = idle.map_or_else(|| self.open_session(slot, writes), Ok);
-        session.map(|session| (place, session)).map_err(|error| {
-            // Where no session can be opened, there is no token.
-            let attempts = self.lose(&error);
-            Attempt::Lost(error, attempts)
-        })
+        match idle.map_or_else(|| self.open_session(slot, writes), Ok) {
+            Ok(session) => Ok((place, session)),
+            Err(error) if is_passing(&error) => {
+                Err(Attempt::Failed(Fault::Unavailable(error.into())))
+            }
+            // Where no session can be opened for another reason, there is no token.
+            Err(error) => Err(self.lose(error, false)),
+        }
     }
 
     fn open_session(&self, slot: Slot, writes: bool) -> Result<Session, Error> {
@@ -242,8 +258,9 @@ impl Shared {
         }
     }
 
-    /// Notes that the token is gone, and answers how often the keeper has looked for it so far.
-    fn lose(&self, error: &Error) -> u64 {
+    /// Notes that the token is gone. Whoever says so has a place still: without one, the keeper may have
+    /// brought the token back meanwhile.
+    fn lose(&self, error: Error, begun: bool) -> Attempt {
         let mut state = self.lock();
         if state.slot.take().is_some() {
             tracing::warn!(%error, "the pkcs11 token is lost");
@@ -251,7 +268,11 @@ impl Shared {
         let attempts = state.attempts;
         drop(state);
         self.changed.notify_all();
-        attempts
+        Attempt::Lost {
+            error,
+            attempts,
+            begun,
+        }
     }
 
     /// Waits until the keeper has looked for the token again. Says whether it is there.
@@ -410,6 +431,23 @@ fn is_lost(error: &Error, session: &Session) -> bool {
         | RvError::ObjectHandleInvalid => !answers(session),
         _ => false,
     }
+}
+
+/// Whether `error` says nothing of what was asked: the module is short of something, and may not be
+/// the next time.
+const fn is_passing(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Pkcs11(
+            RvError::CantLock
+                | RvError::DeviceMemory
+                | RvError::FunctionCanceled
+                | RvError::HostMemory
+                | RvError::PinExpired
+                | RvError::SessionCount,
+            _,
+        )
+    )
 }
 
 fn answers(session: &Session) -> bool {

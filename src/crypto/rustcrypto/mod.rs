@@ -6,7 +6,7 @@ use xaes_256_gcm::Xaes256Gcm;
 
 use crate::crypto::aes::Aes;
 use crate::crypto::root::Root;
-use crate::crypto::{OpenKey, Provider, ProviderError, SealedKey, VersionName};
+use crate::crypto::{OpenKey, Place, Provider, ProviderError, SealedKey, VersionName};
 use crate::domain::key::{Family, KeySpec};
 use crate::domain::secret::Material;
 
@@ -62,6 +62,14 @@ impl Provider for RustCrypto {
     fn open(&self, name: &VersionName, key: &SealedKey) -> Result<OpenKey, ProviderError> {
         let material = self.root.open(name, key)?;
         ready(name, &material).ok_or(ProviderError::BadSeal)
+    }
+
+    fn place(&self) -> Place {
+        if self.root.is_device() {
+            Place::Device
+        } else {
+            Place::Pool
+        }
     }
 
     fn reseal(

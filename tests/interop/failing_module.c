@@ -1,0 +1,61 @@
+/* A PKCS#11 module in front of another, FAILING_MODULE, that fails as files in the directory FAILING_HOW say:
+ *
+ *   hang    C_Decrypt does not return while the file is there
+ *   full    C_OpenSession says that there are too many sessions
+ *   gone    C_GenerateKeyPair makes the pair, and says that the token was taken away; once
+ *
+ * Built by `cc -shared -fPIC`. It needs nothing but the order of the functions in CK_FUNCTION_LIST (PKCS#11
+ * 2.40, section 3.6). */
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+typedef unsigned long number;
+struct functions {
+  unsigned char version[2];
+  number (*all[68])();
+};
+enum { OPEN_SESSION = 12, DECRYPT = 34, GENERATE_KEY_PAIR = 59 };
+enum { DEVICE_REMOVED = 0x32, SESSION_COUNT = 0xb1 };
+
+static struct functions real, ours;
+
+static const char *path(const char *name) {
+  static _Thread_local char path[4096];
+  snprintf(path, sizeof path, "%s/%s", getenv("FAILING_HOW"), name);
+  return path;
+}
+
+static number open_session(number slot, number flags, void *application, void *notify, number *session) {
+  if (access(path("full"), F_OK) == 0)
+    return SESSION_COUNT;
+  return real.all[OPEN_SESSION](slot, flags, application, notify, session);
+}
+
+static number decrypt(number session, void *from, number length, void *to, number *room) {
+  while (access(path("hang"), F_OK) == 0)
+    usleep(10000);
+  return real.all[DECRYPT](session, from, length, to, room);
+}
+
+static number generate_key_pair(number session, void *mechanism, void *public, number publics, void *private,
+                                number privates, number *made_public, number *made_private) {
+  number result = real.all[GENERATE_KEY_PAIR](session, mechanism, public, publics, private, privates, made_public,
+                                              made_private);
+  return result == 0 && unlink(path("gone")) == 0 ? DEVICE_REMOVED : result;
+}
+
+number C_GetFunctionList(struct functions **list) {
+  void *module = dlopen(getenv("FAILING_MODULE"), RTLD_NOW);
+  number (*get)(struct functions **) = module ? (number(*)(struct functions **))dlsym(module, __func__) : NULL;
+  struct functions *found;
+  if (get == NULL || get(&found) != 0)
+    return 5;
+  real = ours = *found;
+  ours.all[OPEN_SESSION] = open_session;
+  ours.all[DECRYPT] = decrypt;
+  ours.all[GENERATE_KEY_PAIR] = generate_key_pair;
+  *list = &ours;
+  return 0;
+}
