@@ -358,10 +358,11 @@ async fn etcd_put_back_to_another_history_makes_a_server_forget_everything() {
     create(&fixture.store, &key("p", 1)).await;
     let freshness = Arc::clone(ours.freshness().unwrap());
     let heard = Arc::new(Heard::default());
-    let following = tokio::spawn({
+    let follow = || {
         let (ours, heard) = (Arc::clone(&ours), Arc::clone(&heard));
-        async move { ours.follow(&*heard).await }
-    });
+        tokio::spawn(async move { ours.follow(&*heard).await })
+    };
+    let following = follow();
     until("a first proof", || freshness.check().is_ok()).await;
     // The epoch of an older history: it is gone, as after a restore that was made of before it.
     etcdctl(&["del", &format!("{}epoch", fixture.prefix)], &[]);
@@ -369,6 +370,10 @@ async fn etcd_put_back_to_another_history_makes_a_server_forget_everything() {
         heard.all.load(Ordering::SeqCst) > 1
     })
     .await;
+    // Nothing is proven before somebody has looked whether that store may be served.
+    following.await.unwrap();
+    assert_eq!(freshness.check(), Err(Stale));
+    let following = follow();
     until("a proof again", || freshness.check().is_ok()).await;
     following.abort();
 }

@@ -280,7 +280,7 @@ impl Server {
         let admin = AbortOnDrop(tokio::spawn(listeners.admin.serve(probes)));
         let following = {
             let kms = Arc::clone(&self.kms);
-            tokio::spawn(async move { kms.store.follow(&*kms).await })
+            tokio::spawn(follow(kms))
         };
         // What is wrong with the way to the store may be mended in a file.
         let refreshing = AbortOnDrop(tokio::spawn(refresh(
@@ -993,6 +993,24 @@ fn reflect(routes: Routes) -> Result<Routes, StartError> {
     let v1alpha = builder().build_v1alpha()?;
     let v1alpha = v1alpha.max_decoding_message_size(MAX_MESSAGE);
     Ok(routes.add_service(v1).add_service(v1alpha))
+}
+
+/// Follows the store, for ever. One that may be another than before is not served until it is known to be one
+/// that may be.
+async fn follow(kms: Arc<Kms>) {
+    loop {
+        kms.store.follow(&*kms).await;
+        let mut told = None;
+        while let Err(error) = kms.root_keys.accept(&*kms.store).await {
+            // What stays as it is is told once.
+            let error = error.to_string();
+            if told.as_ref() != Some(&error) {
+                tracing::error!(error, "the key store is not served as it is now");
+                told = Some(error);
+            }
+            tokio::time::sleep(REFRESH).await;
+        }
+    }
 }
 
 /// Reads changed credential and policy files, for ever, and counts in `stale` those that cannot be

@@ -203,9 +203,9 @@ impl From<RootKeysError> for Error {
                      root key, and rotate again.",
                 )
                 .caused_by(RootKeysError::Interfered),
-            RootKeysError::Missing(id) => {
-                Self::from(Kind::Unavailable).caused_by(RootKeysError::Missing(id))
-            }
+            error @ (RootKeysError::Missing(_)
+            | RootKeysError::Emptied
+            | RootKeysError::UnfinishedCopy) => Self::from(Kind::Unavailable).caused_by(error),
         }
     }
 }

@@ -81,8 +81,11 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Tells `watcher` of every change by anybody, for ever, and makes the proofs of
+    /// Tells `watcher` of every change by anybody, and makes the proofs of
     /// [`freshness`](Self::freshness).
+    ///
+    /// Returns when the store may be another than before, and has no proof then. Whether it may be served is
+    /// to be looked at before it is followed again.
     async fn follow(&self, watcher: &dyn Watcher) {
         let _ = watcher;
         std::future::pending().await

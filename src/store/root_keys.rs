@@ -19,7 +19,7 @@
 //! A store that was made before there was such a record gets one that lists every configured key.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::domain::key::RootKeyId;
 use crate::store::{
@@ -35,6 +35,8 @@ pub struct RootKeys {
     seen: AtomicU64,
     /// How many root keys it listed then.
     listed: AtomicU64,
+    /// Whether it was ever read or written.
+    served: AtomicBool,
 }
 
 /// What a [rotation](RootKeys::begin_rotation) goes by.
@@ -49,6 +51,7 @@ impl RootKeys {
             previous,
             seen: AtomicU64::new(0),
             listed: AtomicU64::new(0),
+            served: AtomicBool::new(false),
         }
     }
 
@@ -73,6 +76,22 @@ impl RootKeys {
         Ok(())
     }
 
+    /// Looks at a store that may be another than before: whether it was written by servers such as this, and is
+    /// whole. Until the first [`enter`](Self::enter) there was no other.
+    ///
+    /// Fails with what keeps the store from being served. An empty one is none that goes on.
+    pub async fn accept(&self, store: &dyn KeyStore) -> Result<(), RootKeysError> {
+        if !self.served.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let (record, _) = self.read(store).await?.ok_or(RootKeysError::Emptied)?;
+        self.has_all(&record.root_keys)?;
+        match store.get(&Address::Copy).await? {
+            Some(_) => Err(RootKeysError::UnfinishedCopy),
+            None => Ok(()),
+        }
+    }
+
     /// Has the record read again before the next write: the store may have been set back, and count its revisions
     /// anew.
     pub fn forget(&self) {
@@ -87,6 +106,7 @@ impl RootKeys {
     ) -> Result<Revision, StoreError> {
         for _ in 0..TRIES {
             if self.seen.load(Ordering::Acquire) == 0 {
+                self.accept(store).await.map_err(unavailable)?;
                 self.enter(store).await.map_err(unavailable)?;
             }
             let seen = Revision(self.seen.load(Ordering::Acquire));
@@ -175,6 +195,9 @@ impl RootKeys {
             let read = self.read(store).await?;
             let mut root_keys = match &read {
                 Some((record, _)) => record.root_keys.clone(),
+                None if self.served.load(Ordering::Acquire) => {
+                    return Err(RootKeysError::Emptied);
+                }
                 None => self.unlisted(store).await?,
             };
             self.has_all(&root_keys)?;
@@ -257,6 +280,7 @@ impl RootKeys {
     fn saw(&self, record: &RootKeysRecord, revision: Revision) {
         self.count(record);
         self.seen.store(revision.0, Ordering::Release);
+        self.served.store(true, Ordering::Release);
     }
 }
 
@@ -286,6 +310,15 @@ pub enum RootKeysError {
          rotate again"
     )]
     Interfered,
+    /// The store had a record of root keys, and has none.
+    #[error(
+        "the store was emptied, or is another: put it back from a backup, or restart the servers to begin with \
+         it as it is"
+    )]
+    Emptied,
+    /// A copy into the store was begun, and is not complete.
+    #[error("a copy into the store is not complete: go on with `kmsgate store copy`")]
+    UnfinishedCopy,
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -320,6 +353,42 @@ mod tests {
         store.put(vec![clock]).await.unwrap();
         RootKeys::new(NEW, vec![OLD]).enter(&store).await.unwrap();
         assert_eq!(listed(&store).await, [(OLD, false), (NEW, true)]);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_was_exchanged_is_neither_accepted_nor_written_to() {
+        let keys = RootKeys::new(OLD, vec![]);
+        // Before the first there was no other.
+        keys.accept(&store()).await.unwrap();
+        let first = store();
+        keys.enter(&first).await.unwrap();
+        keys.accept(&first).await.unwrap();
+
+        let (other, begun) = (store(), store());
+        RootKeys::new(NEW, vec![]).enter(&other).await.unwrap();
+        RootKeys::new(OLD, vec![]).enter(&begun).await.unwrap();
+        let copy = vec![Change::create(Record::Copy)];
+        begun.put(copy).await.unwrap();
+        let emptied = store();
+        for (now, why) in [
+            (&emptied, "was emptied"),
+            (&other, "0202020202020202"),
+            (&begun, "is not complete"),
+        ] {
+            keys.forget();
+            let refused = keys.accept(now).await.unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
+            let put = keys.put(now, vec![Change::create(clock(1))]).await;
+            assert!(matches!(put, Err(StoreError::Unavailable(_))), "{why}");
+            assert!(now.get(&Address::Clock).await.unwrap().is_none(), "{why}");
+        }
+        assert!(emptied.get(&Address::RootKeys).await.unwrap().is_none());
+        // Nor does who has seen it already write to it.
+        assert!(matches!(
+            keys.enter(&emptied).await,
+            Err(RootKeysError::Emptied)
+        ));
+        keys.accept(&first).await.unwrap();
     }
 
     #[tokio::test]

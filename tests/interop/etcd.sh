@@ -227,6 +227,22 @@ done
 equal "with etcd back, $body" 200 "$status"
 await "http://127.0.0.1:$one_admin/readyz" "$one"
 ok "with etcd back they serve again"
+# A store that loses everything while it is served, such as one whose members come back without their disks.
+etcdctl "${ask[@]}" del --prefix kms/ >made
+sleep 2
+post "$two_rest" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
+equal "a decryption over an emptied store, $body" '503 KMS.0104' "$status $(jq -r .error.error_code <<<"$body")"
+post "$two_rest" create-key '{"key_alias":"orders"}' "${token[@]}"
+equal "a new key, $body" '503 KMS.0104' "$status $(jq -r .error.error_code <<<"$body")"
+contains log 'the store was emptied, or is another' "$(<two.log)"
+equal 'what is in the store' '' "$(etcdctl "${ask[@]}" get --prefix --keys-only kms/ | tr -d '\n')"
+ok "a store that was emptied is neither served nor written to"
+
 stop "$one"
 stop "$server"
 ok "both servers stop when asked to"
+serve one ''
+post "http://127.0.0.1:$rest_port/v1.0/$project/kms" create-key '{"key_alias":"orders"}' "${token[@]}"
+equal "a new key after a restart, $body" 200 "$status"
+stop "$server"
+ok "until a server is started over it"

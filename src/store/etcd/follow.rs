@@ -89,7 +89,7 @@ struct Reading {
     found: Result<(Epoch, i64), Failure>,
 }
 
-/// Tells `watcher` of every change, for ever.
+/// Tells `watcher` of every change, until the store may be another.
 pub(super) async fn follow(shared: &Shared, watcher: &dyn Watcher) {
     let mut told = None;
     let mut member = 0;
@@ -103,11 +103,12 @@ pub(super) async fn follow(shared: &Shared, watcher: &dyn Watcher) {
                 shared.freshness.lose();
                 shared.client.any_cluster();
                 watcher.all_changed();
-                told = None;
                 tracing::warn!(
                     why,
                     "forgot all keys in memory: the key store must be read anew"
                 );
+                sleep(PAUSE).await;
+                return;
             }
             End::Broken(error) => {
                 if matches!(error, Failure::Cancelled(_)) {
