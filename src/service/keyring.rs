@@ -6,7 +6,8 @@
 //! A key is read once however many calls ask for it at the same time. A writer
 //! [forgets](Keyring::forget) the key after its write is durable and before it is acknowledged; a
 //! read that began earlier is then not kept. So a call that begins after a change was acknowledged
-//! sees the change.
+//! sees the change. That there is no such key is true for those who asked before the read began, and for
+//! nobody else: others read it again.
 //!
 //! In a store that others write to, the keyring also forgets what they change: [`Kms`](crate::service::Kms) is told.
 //!
@@ -54,9 +55,15 @@ const SHARD: u64 = 16 << 20;
 /// as soon as it comes.
 const HOT: f64 = 0.75;
 
+/// Of how many keys that are not there it is known when that was last read.
+const ABSENT: usize = 1024;
+
 /// Opened keys.
 pub struct Keyring {
     keys: Cache<(KeyId, ProjectId), Arc<Held>, Weigher>,
+    /// When reading a key last began that was not there, in microseconds by the clock of the store's
+    /// [`Freshness`].
+    absent: Cache<(KeyId, ProjectId), u64>,
     era: ArcSwap<Era>,
 }
 
@@ -85,6 +92,7 @@ impl Keyring {
         let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
         Self {
             keys: Cache::with_options(options, Weigher { most }, hasher, lifecycle),
+            absent: Cache::new(ABSENT),
             era: ArcSwap::default(),
         }
     }
@@ -96,11 +104,14 @@ impl Keyring {
         project: &ProjectId,
         key_id: KeyId,
     ) -> Result<Option<Arc<Held>>, Error> {
+        let now = || store.freshness().map(|freshness| freshness.now());
+        let mut asked = None;
         let place = loop {
             let held = match self.keys.get(&Name(key_id, project)) {
                 Some(held) => held,
                 None => {
                     let name = (key_id, project.clone());
+                    asked = asked.or_else(now);
                     match self.keys.get_value_or_guard_async(&name).await {
                         Ok(held) => held,
                         Err(place) => break place,
@@ -112,11 +123,19 @@ impl Keyring {
             }
             self.discard(&held);
         };
+        let absent = self.absent.get(&Name(key_id, project));
+        if absent > asked.map(micros) {
+            // It was read while this call waited.
+            return Ok(None);
+        }
         // What is read from here on is of this era, and as new as this moment.
         let era = self.era.load_full();
-        let read = store.freshness().map(|freshness| freshness.now());
+        let read = now();
         let address = Address::Key(project.clone(), key_id);
         let Some(found) = store.get(&address).await? else {
+            if let Some(read) = read {
+                self.absent.insert((key_id, project.clone()), micros(read));
+            }
             return Ok(None);
         };
         let Record::Key(mut record) = found.record else {
@@ -376,10 +395,105 @@ mod tests {
 
     use crate::domain::key::{KeyDescription, KeySpec, KeyState, KeyUsage};
     use crate::domain::secret::MacKey;
-    use crate::domain::time::Timestamp;
+    use crate::domain::time::{Stopwatch, Timestamp};
     use crate::store::codec::Codec;
     use crate::store::memory::Memory;
-    use crate::store::{Change, VersionRecord};
+    use crate::store::{Change, Prefix, StoreError, VersionRecord, Versioned};
+    use async_trait::async_trait;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Instant;
+    use tokio::task::JoinSet;
+
+    #[tokio::test]
+    async fn those_who_ask_for_a_key_that_is_not_there_wait_for_two_reads_at_most() {
+        let store = Arc::new(Far::new());
+        let keyring = Arc::new(Keyring::new(1000));
+        let absent = key(1, KeySpec::Aes256, 1);
+        let mut asking = JoinSet::new();
+        for _ in 0..50 {
+            let (keyring, store, key) = (keyring.clone(), store.clone(), absent.clone());
+            asking.spawn(async move {
+                let found = keyring.find(&*store, &key.project, key.key_id).await;
+                found.unwrap().is_none()
+            });
+            tokio::task::yield_now().await;
+        }
+        while let Some(absent) = asking.join_next().await {
+            assert!(absent.unwrap());
+        }
+        // The first had begun when the others asked.
+        assert_eq!(store.reads.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_made_meanwhile_is_found_at_once() {
+        let store = Far::new();
+        let keyring = Keyring::new(1000);
+        for number in 0..20 {
+            let made = key(number, KeySpec::Aes256, 1);
+            let found = keyring.find(&store, &made.project, made.key_id).await;
+            assert!(found.unwrap().is_none());
+            let change = Change::create(Record::Key(made.clone()));
+            store.memory.put(vec![change]).await.unwrap();
+            let found = keyring.find(&store, &made.project, made.key_id).await;
+            assert!(found.unwrap().is_some(), "{number}");
+        }
+    }
+
+    /// A store that others write to, some way off.
+    #[derive(Debug)]
+    struct Far {
+        memory: Memory,
+        freshness: Arc<Freshness>,
+        reads: AtomicUsize,
+    }
+
+    impl Far {
+        fn new() -> Self {
+            let clock = Arc::new(Running(Instant::now()));
+            Self {
+                memory: Memory::new(Codec::new(MacKey::new(vec![7; 32]))),
+                freshness: Arc::new(Freshness::new(clock, Duration::from_secs(3))),
+                reads: AtomicUsize::new(0),
+            }
+        }
+    }
+
+    #[async_trait]
+    impl KeyStore for Far {
+        async fn get(&self, address: &Address) -> Result<Option<Versioned>, StoreError> {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            let found = self.memory.get(address).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            found
+        }
+
+        async fn put(&self, changes: Vec<Change>) -> Result<Revision, StoreError> {
+            self.memory.put(changes).await
+        }
+
+        async fn list(
+            &self,
+            prefix: &Prefix,
+            after: Option<&Address>,
+            limit: usize,
+        ) -> Result<Vec<Versioned>, StoreError> {
+            self.memory.list(prefix, after, limit).await
+        }
+
+        fn freshness(&self) -> Option<&Arc<Freshness>> {
+            Some(&self.freshness)
+        }
+    }
+
+    #[derive(Debug)]
+    struct Running(Instant);
+
+    impl Stopwatch for Running {
+        fn elapsed(&self) -> Duration {
+            self.0.elapsed()
+        }
+    }
 
     #[tokio::test]
     async fn keys_of_any_spec_take_the_same_memory_together() {
