@@ -35,6 +35,8 @@ SERIES = re.compile(r'\b(kmsgate_\w+|up)\b(?!{job="kmsgate",namespace="kmsgate"[
 # Values, over those of examples/cluster.yaml, and a part of what is said of them.
 REFUSED = [
     ({"stores": {}}, "stores"),
+    ({"nameOverride": "1kms"}, "nameOverride"),
+    ({"fullnameOverride": "kms.prod"}, "fullnameOverride"),
     ({"tls": {"enable": True}}, "enable"),
     ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
     ({"image": {"digest": "sha256:1"}}, "digest"),

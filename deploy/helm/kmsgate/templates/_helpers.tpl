@@ -1,13 +1,16 @@
-{{/* The name of every object: the release's, with the chart's unless it is in it. */}}
+{{/* The name of every object: the release's, with the chart's unless it is in it. Services take no other than these. */}}
 {{- define "kmsgate.fullname" -}}
+{{- $release := .Release.Name | replace "." "-" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if not (regexMatch "^[a-z]" $release) -}}
+{{- fail "the name of a Service begins with a letter: set fullnameOverride, or give the release another name" -}}
 {{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- if contains $name $release -}}
+{{- $release | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
+{{- printf "%s-%s" $release $name | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
