@@ -3,7 +3,8 @@
 //! Every record is authenticated anew, and every key version sealed anew, where it is under another
 //! root key; what is under the first already is left alone, so a rotation that was cut short goes on
 //! where it was. Each record is replaced at the revision that was read, so a change that a caller makes
-//! meanwhile is never undone. Keys stay the same, and opened ones stay opened. When nothing is left, the
+//! meanwhile is never undone. Keys stay the same. Opened ones stay opened, but in a store that tells of changes, such
+//! as etcd, each is read and opened anew when it is next used. When nothing is left, the
 //! [root keys of the store](RootKeys) say so, and the others can be taken out of the configuration.
 
 use std::sync::Arc;
