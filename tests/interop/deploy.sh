@@ -176,6 +176,17 @@ echo 1234 >pin
 kubectl create secret generic kmsgate-pkcs11 --from-file=pin
 cd "$scratch"
 
+# The pod that copies keys from one server's volume into etcd.
+python3 "$objects" block "$root/deploy/README.md" Kubernetes 'kind: Pod' >copy.yaml
+kubernetes-validate --quiet --no-warn --strict -k 1.27 -k 1.37 copy.yaml || fail "copy.yaml is refused"
+contains "its image" "image: registry.example.com/kmsgate:$version" "$(<copy.yaml)"
+mapfile -t arguments < <(python3 -c 'import yaml; print(*yaml.safe_load(open("copy.yaml"))["spec"]["containers"][0]["args"], sep="\n")')
+rm -rf mounted
+python3 "$objects" mount kustomize/cluster.yaml mounted secrets/*.yaml
+said=$("$kmsgate" "${arguments[@]/#\/etc/mounted\/etc}" 2>&1) && fail "a store was copied that is not there"
+contains "what the copying says of no store" /var/lib/kmsgate/keys.db "$said"
+ok "the pod that copies keys is one, and asks for what the program knows"
+
 # Every configuration, with all that its pod mounts below a directory of our own.
 for rendered in {kustomize,helm}/*.yaml; do
   rm -rf mounted
