@@ -9,8 +9,7 @@ impl Kms {
     /// Tells what a key is.
     pub async fn describe(&self, call: &Call<'_>, key_id: KeyId) -> Result<KeyRecord, Error> {
         let access = call.access(key_id)?;
-        let (key, _) = self.read(&access).await?;
-        Ok(key)
+        self.read_to_tell(&access).await
     }
 
     /// The key that has an alias; none if none has. For the server itself: no face asks.

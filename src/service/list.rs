@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::domain::cost::READ;
@@ -14,8 +15,8 @@ use crate::domain::key::{KeyId, KeySpec, KeyState, ProjectId};
 use crate::domain::places::Places;
 use crate::domain::time::Timestamp;
 use crate::error::{Error, Kind};
-use crate::service::{Call, Kms};
-use crate::store::{Address, KeyRecord, Mark, Prefix, Record, StoreError, Versioned};
+use crate::service::{Access, Call, Kms};
+use crate::store::{Address, KeyRecord, Mark, Prefix, Record, VersionRecord, Versioned};
 
 /// Which keys to list.
 #[derive(Clone, Copy, Debug)]
@@ -64,14 +65,21 @@ const AT_ONCE: usize = 16;
 const WALKS: usize = 8;
 const WALKS_EACH: usize = 2;
 
+/// How many records are read at a time to be told of, and how many chunks of them: one with as many versions as
+/// a key may have takes half a megabyte, and a chunk of such 64 MiB, however many ask.
+const RECORDS: usize = 32;
+const CHUNKS: usize = 4;
+
 /// How many keys that are listed in memory are looked at in a microsecond.
 const A_MICROSECOND: usize = 1000;
 
-/// What is known of the keys of large projects.
+/// What is known of the keys of large projects, and places for those who read what is to be told of keys.
 #[derive(Debug)]
 pub struct Listings {
     kept: Mutex<VecDeque<Arc<Listing>>>,
     walks: Places<ProjectId>,
+    records: Arc<Semaphore>,
+    chunks: Semaphore,
 }
 
 impl Default for Listings {
@@ -79,6 +87,8 @@ impl Default for Listings {
         Self {
             kept: Mutex::default(),
             walks: Places::new(WALKS, WALKS_EACH),
+            records: Arc::new(Semaphore::new(RECORDS)),
+            chunks: Semaphore::new(CHUNKS),
         }
     }
 }
@@ -199,6 +209,8 @@ impl Kms {
         let (mut listed, mut keys) = (Vec::new(), Vec::new());
         let (mut after, mut walk) = (None, None);
         loop {
+            let place = self.listings.chunks.acquire().await;
+            let _place = place.map_err(|_| Kind::Internal)?;
             let chunk = self.store.list(&prefix, after.as_ref(), CHUNK).await?;
             let full = chunk.len() == CHUNK;
             after = chunk.last().map(|found| found.record.address());
@@ -257,6 +269,7 @@ impl Kms {
         for first in 0..AT_ONCE.min(ids.len()) {
             let (store, ids) = (Arc::clone(&self.store), Arc::clone(&ids));
             let project = call.caller_project().clone();
+            let places = Arc::clone(&self.listings.records);
             readers.spawn(async move {
                 let mut read = Vec::new();
                 for place in (first..ids.len()).step_by(AT_ONCE) {
@@ -264,11 +277,15 @@ impl Kms {
                         break;
                     };
                     let address = Address::Key(project.clone(), key_id);
-                    if let Some(found) = store.get(&address).await? {
-                        read.push((place, found));
+                    let turn = places.acquire().await;
+                    let _turn = turn.map_err(|_| Kind::Internal)?;
+                    match store.get(&address).await?.map(|found| found.record) {
+                        Some(Record::Key(key)) => read.push((place, without_material(key))),
+                        Some(_) => return Err(Kind::Internal.into()),
+                        None => {}
                     }
                 }
-                Ok::<_, StoreError>(read)
+                Ok::<_, Error>(read)
             });
         }
         let mut found = Vec::with_capacity(ids.len());
@@ -277,14 +294,19 @@ impl Kms {
             found.extend(read?);
         }
         found.sort_unstable_by_key(|(place, _)| *place);
-        let keys = found.into_iter().map(|(_, found)| {
+        let keys = found.into_iter().map(|(_, key)| {
             self.limits.owe(&call.context.caller, READ);
-            match found.record {
-                Record::Key(key) => Ok(without_material(key)),
-                _ => Err(Kind::Internal.into()),
-            }
+            key
         });
-        keys.collect()
+        Ok(keys.collect())
+    }
+
+    /// The key as it is to be told of.
+    pub(super) async fn read_to_tell(&self, access: &Access<'_>) -> Result<KeyRecord, Error> {
+        let place = self.listings.records.acquire().await;
+        let _place = place.map_err(|_| Kind::Internal)?;
+        let (key, _) = self.read(access).await?;
+        Ok(without_material(key))
     }
 
     /// Hands every record under `prefix` to `take`, in the order of their addresses.
@@ -306,11 +328,16 @@ impl Kms {
     }
 }
 
-/// A page tells how many versions there are and nothing of their material.
+/// Of its versions the newest is told, and nothing of their material.
 fn without_material(mut key: KeyRecord) -> KeyRecord {
-    for version in &mut key.versions {
-        version.sealed = Vec::new();
-    }
+    let newest = key.versions.pop();
+    key.versions = newest
+        .map(|newest| VersionRecord {
+            sealed: Vec::new(),
+            ..newest
+        })
+        .into_iter()
+        .collect();
     key
 }
 
