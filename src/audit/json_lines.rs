@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::thread::{JoinHandle, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -36,6 +36,11 @@ const REFUSALS: usize = QUEUE / 2;
 /// writes on their core, so it must not come to write very many. What is lost with a machine is at most so
 /// much older.
 const REST: Duration = Duration::from_millis(10);
+
+/// How long the end of the sink waits for what takes the lines, and how often it looks. Less than a pod has after
+/// its requests.
+const LAST_WORDS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Writes events as JSON lines.
 pub struct JsonLines {
@@ -122,12 +127,24 @@ impl Sink for JsonLines {
 }
 
 impl Drop for JsonLines {
-    /// Waits until what was recorded is written.
+    /// Waits until what was recorded is written, or for as long as an end may take that what takes the lines holds
+    /// up.
     fn drop(&mut self) {
         self.queue = None;
-        if let Some(writer) = self.writer.lock().ok().and_then(|mut writer| writer.take()) {
-            let _ = writer.join();
+        let Some(writer) = self.writer.lock().ok().and_then(|mut writer| writer.take()) else {
+            return;
+        };
+        writer.thread().unpark();
+        let began = Instant::now();
+        while !writer.is_finished() && began.elapsed() < LAST_WORDS {
+            thread::sleep(LOOK);
         }
+        if !writer.is_finished() {
+            let events = self.waiting.events.load(Ordering::Relaxed);
+            tracing::error!(events, "the audit does not take what was recorded last");
+            return;
+        }
+        let _ = writer.join();
     }
 }
 
@@ -348,6 +365,31 @@ mod tests {
         drop(sink);
         let text: Vec<u8> = lines.iter().flatten().collect();
         assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1000);
+    }
+
+    #[test]
+    fn a_sink_that_stands_still_does_not_keep_the_program_from_its_end() {
+        let (hold, held) = channel::<()>();
+        let sink = JsonLines::new(Gone(held)).unwrap();
+        sink.record(&EMPTY);
+        let began = Instant::now();
+        drop(sink);
+        assert!(began.elapsed() >= LAST_WORDS);
+        drop(hold);
+    }
+
+    /// Takes nothing, as a pipe that nobody reads.
+    struct Gone(Receiver<()>);
+
+    impl Write for Gone {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     #[test]
