@@ -11,11 +11,11 @@ use std::io;
 use std::io::Write;
 use std::iter;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::thread::{JoinHandle, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -37,18 +37,23 @@ const REFUSALS: usize = QUEUE / 2;
 /// much older.
 const REST: Duration = Duration::from_millis(10);
 
-/// How long the end of the sink waits for what takes the lines, and how often it looks. Less than a pod has after
-/// its requests.
+/// How long the end of the sink waits for what takes the lines: less than a pod has after its requests.
 const LAST_WORDS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
-const LOOK: Duration = Duration::from_millis(1);
 
 /// Writes events as JSON lines.
 pub struct JsonLines {
     queue: Option<SyncSender<Entry>>,
     waiting: Arc<Waiting>,
     thread: Thread,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: Mutex<Option<Writer>>,
     lost: Arc<Lost>,
+}
+
+/// The thread that writes.
+struct Writer {
+    thread: JoinHandle<()>,
+    /// Has no sender any more once the thread has written everything.
+    ended: Receiver<()>,
 }
 
 /// How many events wait in the queue.
@@ -81,15 +86,22 @@ impl JsonLines {
         let (queue, events) = sync_channel(QUEUE);
         let waiting = Arc::new(Waiting::default());
         let lost = Arc::new(Lost::default());
+        let (end, ended) = sync_channel(0);
         let writer = thread::Builder::new().name("audit".to_owned()).spawn({
             let (waiting, lost) = (Arc::clone(&waiting), Arc::clone(&lost));
-            move || write(out, &events, &waiting, &lost)
+            move || {
+                let _until_the_end = end;
+                write(out, &events, &waiting, &lost);
+            }
         })?;
         Ok(Self {
             queue: Some(queue),
             waiting,
             thread: writer.thread().clone(),
-            writer: Mutex::new(Some(writer)),
+            writer: Mutex::new(Some(Writer {
+                thread: writer,
+                ended,
+            })),
             lost,
         })
     }
@@ -134,17 +146,12 @@ impl Drop for JsonLines {
         let Some(writer) = self.writer.lock().ok().and_then(|mut writer| writer.take()) else {
             return;
         };
-        writer.thread().unpark();
-        let began = Instant::now();
-        while !writer.is_finished() && began.elapsed() < LAST_WORDS {
-            thread::sleep(LOOK);
-        }
-        if !writer.is_finished() {
+        if let Err(RecvTimeoutError::Timeout) = writer.ended.recv_timeout(LAST_WORDS) {
             let events = self.waiting.events.load(Ordering::Relaxed);
             tracing::error!(events, "the audit does not take what was recorded last");
             return;
         }
-        let _ = writer.join();
+        let _ = writer.thread.join();
     }
 }
 
@@ -372,9 +379,7 @@ mod tests {
         let (hold, held) = channel::<()>();
         let sink = JsonLines::new(Gone(held)).unwrap();
         sink.record(&EMPTY);
-        let began = Instant::now();
         drop(sink);
-        assert!(began.elapsed() >= LAST_WORDS);
         drop(hold);
     }
 
