@@ -1,12 +1,14 @@
 /* A PKCS#11 module in front of another, FAILING_MODULE, that fails as files in the directory FAILING_HOW say:
  *
  *   hang    C_Decrypt does not return while the file is there
- *   full    C_OpenSession says that there are too many sessions
+ *   two     C_OpenSession says that there are too many sessions if two are open
+ *   none    C_OpenSession says so in any case
  *   gone    C_GenerateKeyPair makes the pair, and says that the token was taken away; once
  *
  * Built by `cc -shared -fPIC`. It needs nothing but the order of the functions in CK_FUNCTION_LIST (PKCS#11
  * 2.40, section 3.6). */
 #include <dlfcn.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -16,7 +18,7 @@ struct functions {
   unsigned char version[2];
   number (*all[68])();
 };
-enum { OPEN_SESSION = 12, DECRYPT = 34, GENERATE_KEY_PAIR = 59 };
+enum { FINALIZE = 1, OPEN_SESSION = 12, CLOSE_SESSION = 13, DECRYPT = 34, GENERATE_KEY_PAIR = 59 };
 enum { DEVICE_REMOVED = 0x32, SESSION_COUNT = 0xb1 };
 
 static struct functions real, ours;
@@ -27,10 +29,24 @@ static const char *path(const char *name) {
   return path;
 }
 
+static atomic_int sessions;
+
+static number finalize(void *reserved) {
+  sessions = 0;
+  return real.all[FINALIZE](reserved);
+}
+
 static number open_session(number slot, number flags, void *application, void *notify, number *session) {
-  if (access(path("full"), F_OK) == 0)
+  if (access(path("none"), F_OK) == 0 || (sessions >= 2 && access(path("two"), F_OK) == 0))
     return SESSION_COUNT;
-  return real.all[OPEN_SESSION](slot, flags, application, notify, session);
+  number result = real.all[OPEN_SESSION](slot, flags, application, notify, session);
+  sessions += result == 0;
+  return result;
+}
+
+static number close_session(number session) {
+  sessions--;
+  return real.all[CLOSE_SESSION](session);
 }
 
 static number decrypt(number session, void *from, number length, void *to, number *room) {
@@ -53,7 +69,9 @@ number C_GetFunctionList(struct functions **list) {
   if (get == NULL || get(&found) != 0)
     return 5;
   real = ours = *found;
+  ours.all[FINALIZE] = finalize;
   ours.all[OPEN_SESSION] = open_session;
+  ours.all[CLOSE_SESSION] = close_session;
   ours.all[DECRYPT] = decrypt;
   ours.all[GENERATE_KEY_PAIR] = generate_key_pair;
   *list = &ours;

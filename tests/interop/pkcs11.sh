@@ -265,11 +265,12 @@ equal "keys that can be extracted" 0 \
 ok "the token made the key, and no key there can be extracted"
 
 # The same behind a module that fails when it is told to.
-cc -shared -fPIC -Wall -Wextra -Werror -o "$scratch/failing.so" tests/interop/failing_module.c
+cc -std=gnu17 -shared -fPIC -Wall -Wextra -Werror -o "$scratch/failing.so" tests/interop/failing_module.c
 mkdir "$scratch/fails"
 export FAILING_MODULE=$libkryoptic FAILING_HOW=$scratch/fails
 sed --expression "s,^module = .*,module = \"$scratch/failing.so\"," \
-  --expression 's/^shutdown = .*/shutdown = { lag = "0s", drain = "1s" }/' "$scratch/kryoptic.toml" >"$scratch/failing.toml"
+  --expression 's/^shutdown = .*/shutdown = { lag = "0s", drain = "1s" }\nlimits = { cpu_threads = 1 }/' \
+  "$scratch/kryoptic.toml" >"$scratch/failing.toml"
 "$kmsgate" serve --config "$scratch/failing.toml" >"$scratch/failing.log" 2>&1 </dev/null &
 server=$!
 started+=("$server")
@@ -292,15 +293,19 @@ ask decrypt-data "$decrypt_rsa"
 equal "decrypt-data" "at noon" "$(jq -r .plain_text <<<"$body")"
 ok "a key is not made a second time when the token goes away in the middle"
 
-touch "$scratch/fails/full"
-ask create-key "{\"key_alias\":\"full\",$rsa}"
+touch "$scratch/fails/two"
+ask create-key "{\"key_alias\":\"two\",$rsa}"
+equal "a key for which a session that is idle must be given up, $body" 200 "$status"
+rm "$scratch/fails/two"
+touch "$scratch/fails/none"
+ask create-key "{\"key_alias\":\"none\",$rsa}"
 equal "a key without a session left for it" "503 KMS.0104" "$status $(jq -r .error.error_code <<<"$body")"
 contains "the metric" "kmsgate_pkcs11_token_there 1" "$(curl --silent "http://$admin/metrics")"
-ask decrypt-data "$decrypt_rsa"
-equal "decrypt-data in a session that is open" "at noon" "$(jq -r .plain_text <<<"$body")"
-rm "$scratch/fails/full"
-ask create-key "{\"key_alias\":\"full\",$rsa}"
+rm "$scratch/fails/none"
+ask create-key "{\"key_alias\":\"none\",$rsa}"
 equal "the key when there is one again" 200 "$status"
+ask decrypt-data "$decrypt_rsa"
+equal "decrypt-data" "at noon" "$(jq -r .plain_text <<<"$body")"
 ok "a token with too many sessions is not taken for lost"
 
 ask create-key '{"key_alias":"sm2","key_spec":"SM2","key_usage":"ENCRYPT_DECRYPT"}'

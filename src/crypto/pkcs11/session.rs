@@ -240,7 +240,16 @@ impl Shared {
         let idle = if writes { None } else { state.idle.pop() };
         drop(state);
         let place = Place(self);
-        match idle.map_or_else(|| self.open_session(slot, writes), Ok) {
+        let mut opened = idle.map_or_else(|| self.open_session(slot, writes), Ok);
+        if opened.as_ref().is_err_and(is_passing) {
+            // The token may have no more of them than are kept here.
+            let idle = std::mem::take(&mut self.lock().idle);
+            if !idle.is_empty() {
+                drop(idle);
+                opened = self.open_session(slot, writes);
+            }
+        }
+        match opened {
             Ok(session) => Ok((place, session)),
             Err(error) if is_passing(&error) => {
                 Err(Attempt::Failed(Fault::Unavailable(error.into())))
