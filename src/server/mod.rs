@@ -92,6 +92,9 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 /// How often credential and policy files are looked at.
 const REFRESH: Duration = Duration::from_secs(1);
 
+/// How often a store is looked at that may not be served as it is.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// The processor time that may be used at once where a limit does not say it.
 const BURST: Duration = Duration::from_secs(1);
 
@@ -1001,14 +1004,18 @@ async fn follow(kms: Arc<Kms>) {
     loop {
         kms.store.follow(&*kms).await;
         let mut told = None;
-        while let Err(error) = kms.root_keys.accept(&*kms.store).await {
+        loop {
+            kms.store.may_be_another();
+            let Err(error) = kms.root_keys.accept(&*kms.store).await else {
+                break;
+            };
             // What stays as it is is told once.
             let error = error.to_string();
             if told.as_ref() != Some(&error) {
                 tracing::error!(error, "the key store is not served as it is now");
                 told = Some(error);
             }
-            tokio::time::sleep(REFRESH).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }

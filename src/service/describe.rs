@@ -31,6 +31,8 @@ impl Kms {
         let address = Address::Key(access.call.caller_project().clone(), access.key_id);
         let Some(found) = self.store.get(&address).await? else {
             access.to(None)?;
+            // A store that was emptied is not served, so nobody is told that their key is not there.
+            self.fresh()?;
             return Err(Kind::KeyNotFound.into());
         };
         let Record::Key(key) = found.record else {

@@ -173,6 +173,10 @@ impl Kms {
         };
         match all {
             All::Few(mut keys) => {
+                if keys.is_empty() {
+                    // As of a single key.
+                    self.fresh()?;
+                }
                 keys.retain(|key| ask.matches(&Listed::from(key)));
                 keys.sort_by_key(|key| (key.created, key.key_id));
                 let total = keys.len();

@@ -423,6 +423,10 @@ impl KeyStore for Etcd {
         Some(&self.shared.freshness)
     }
 
+    fn may_be_another(&self) {
+        self.shared.client.any_cluster();
+    }
+
     async fn follow(&self, watcher: &dyn Watcher) {
         follow::follow(&self.shared, watcher).await;
     }

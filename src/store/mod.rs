@@ -81,6 +81,10 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Takes the store for another one, if another answers: whoever [follows](Self::follow) it looks whether it
+    /// may be served.
+    fn may_be_another(&self) {}
+
     /// Tells `watcher` of every change by anybody, and makes the proofs of
     /// [`freshness`](Self::freshness).
     ///

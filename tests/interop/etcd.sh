@@ -234,6 +234,12 @@ post "$two_rest" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
 equal "a decryption over an emptied store, $body" '503 KMS.0104' "$status $(jq -r .error.error_code <<<"$body")"
 post "$two_rest" create-key '{"key_alias":"orders"}' "${token[@]}"
 equal "a new key, $body" '503 KMS.0104' "$status $(jq -r .error.error_code <<<"$body")"
+for name in describe-key disable-key; do
+  post "$two_rest" "$name" "{\"key_id\":\"$key\"}" "${token[@]}"
+  equal "$name, $body" '503 KMS.0104' "$status $(jq -r .error.error_code <<<"$body")"
+done
+post "$two_rest" list-keys '{}' "${token[@]}"
+equal "list-keys, $body" '503 KMS.0104' "$status $(jq -r .error.error_code <<<"$body")"
 contains log 'the store was emptied, or is another' "$(<two.log)"
 equal 'what is in the store' '' "$(etcdctl "${ask[@]}" get --prefix --keys-only kms/ | tr -d '\n')"
 ok "a store that was emptied is neither served nor written to"
@@ -246,3 +252,37 @@ post "http://127.0.0.1:$rest_port/v1.0/$project/kms" create-key '{"key_alias":"o
 equal "a new key after a restart, $body" 200 "$status"
 stop "$server"
 ok "until a server is started over it"
+
+# Members that come back without their disks, and are then restored from a snapshot: each time another cluster.
+client_port=$(free_port) peer_port=$(free_port)
+ask=(--endpoints "http://127.0.0.1:$client_port")
+plain=(--listen-client-urls "http://127.0.0.1:$client_port" --advertise-client-urls "http://127.0.0.1:$client_port")
+start_etcd first "${plain[@]}"
+store="{ kind = \"etcd\", endpoints = [\"http://127.0.0.1:$client_port\"] }" serve three ''
+key=$("$kmsgate" key create orders --server "http://127.0.0.1:$grpc_port" "${here[@]}")
+post "http://127.0.0.1:$rest_port/v1.0/$project/kms" encrypt-data "{\"key_id\":\"$key\",\"plain_text\":\"restored\"}" "${token[@]}"
+sealed=$(jq -r .cipher_text <<<"$body")
+etcdctl "${ask[@]}" snapshot save snapshot >made 2>&1
+kill -KILL "$etcd"
+wait "$etcd" 2>/dev/null || true
+start_etcd second --initial-cluster-token second "${plain[@]}"
+for _ in $(seq 100); do
+  grep --quiet 'the store was emptied' three.log && break
+  sleep 0.1
+done
+contains log 'the store was emptied' "$(<three.log)"
+post "http://127.0.0.1:$rest_port/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
+equal "over a blank cluster, $body" '503 KMS.0104' "$status $(jq -r .error.error_code <<<"$body")"
+kill -KILL "$etcd"
+wait "$etcd" 2>/dev/null || true
+etcdctl snapshot restore snapshot --name third --data-dir third --initial-cluster-token third \
+  --initial-cluster "third=http://127.0.0.1:$peer_port" --initial-advertise-peer-urls "http://127.0.0.1:$peer_port" >made 2>&1
+start_etcd third "${plain[@]}"
+for _ in $(seq 100); do
+  post "http://127.0.0.1:$rest_port/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
+  [[ $status == 200 ]] && break
+  sleep 0.1
+done
+equal "over the restored cluster, $body" restored "$(jq -r .plain_text <<<"$body")"
+stop "$server"
+ok "a cluster that lost everything is not served, and is served again once it is restored"

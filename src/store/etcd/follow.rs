@@ -101,7 +101,6 @@ pub(super) async fn follow(shared: &Shared, watcher: &dyn Watcher) {
         match end {
             End::Lost(why) => {
                 shared.freshness.lose();
-                shared.client.any_cluster();
                 watcher.all_changed();
                 tracing::warn!(
                     why,
