@@ -63,6 +63,16 @@ post() {
   body=${body%$'\n'*}
 }
 
+# Calls until `status` is 200, but so often at most, ten times a second: `until_200 TRIES COMMAND…`.
+until_200() {
+  local tries
+  for tries in $(seq "$1"); do
+    "${@:2}"
+    [[ $status == 200 ]] && return
+    sleep 0.1
+  done
+}
+
 # A TCP port that nothing listens on.
 free_port() {
   python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'

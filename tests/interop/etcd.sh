@@ -37,6 +37,11 @@ start_etcd() {
   done
   fail "etcd is not healthy: $(tail -n 20 "$name.out")"
 }
+# Ends etcd as a crash does.
+crash_etcd() {
+  kill -KILL "$etcd"
+  wait "$etcd" 2>/dev/null || true
+}
 export ETCDCTL_API=3
 
 ask=(--endpoints "http://127.0.0.1:$client_port")
@@ -187,8 +192,7 @@ post "$two_rest" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
 equal "a version that the other made just now, $body" 200 "$status"
 ok "a disabled key stops on the other server; an enabled key and a new version work there at once"
 
-kill -KILL "$etcd"
-wait "$etcd" 2>/dev/null || true
+crash_etcd
 sleep 3.2
 post "$two_rest" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
 equal "without etcd, $body" '503 KMS.0104' "$status $(jq -r .error.error_code <<<"$body")"
@@ -219,14 +223,11 @@ equal health NOT_SERVING "$(jq -r .status <<<"$health")"
 ok "and after ten the server is not ready, but lives"
 
 start_etcd secure "${tls[@]}"
-for _ in $(seq 50); do
-  post "$two_rest" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
-  [[ $status == 200 ]] && break
-  sleep 0.1
-done
+until_200 50 post "$two_rest" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
 equal "with etcd back, $body" 200 "$status"
 await "http://127.0.0.1:$one_admin/readyz" "$one"
 ok "with etcd back they serve again"
+
 # A store that loses everything while it is served, such as one whose members come back without their disks.
 etcdctl "${ask[@]}" del --prefix kms/ >made
 sleep 2
@@ -263,8 +264,7 @@ key=$("$kmsgate" key create orders --server "http://127.0.0.1:$grpc_port" "${her
 post "http://127.0.0.1:$rest_port/v1.0/$project/kms" encrypt-data "{\"key_id\":\"$key\",\"plain_text\":\"restored\"}" "${token[@]}"
 sealed=$(jq -r .cipher_text <<<"$body")
 etcdctl "${ask[@]}" snapshot save snapshot >made 2>&1
-kill -KILL "$etcd"
-wait "$etcd" 2>/dev/null || true
+crash_etcd
 start_etcd second --initial-cluster-token second "${plain[@]}"
 for _ in $(seq 100); do
   grep --quiet 'the store was emptied' three.log && break
@@ -273,16 +273,11 @@ done
 contains log 'the store was emptied' "$(<three.log)"
 post "http://127.0.0.1:$rest_port/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
 equal "over a blank cluster, $body" '503 KMS.0104' "$status $(jq -r .error.error_code <<<"$body")"
-kill -KILL "$etcd"
-wait "$etcd" 2>/dev/null || true
+crash_etcd
 etcdctl snapshot restore snapshot --name third --data-dir third --initial-cluster-token third \
   --initial-cluster "third=http://127.0.0.1:$peer_port" --initial-advertise-peer-urls "http://127.0.0.1:$peer_port" >made 2>&1
 start_etcd third "${plain[@]}"
-for _ in $(seq 100); do
-  post "http://127.0.0.1:$rest_port/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
-  [[ $status == 200 ]] && break
-  sleep 0.1
-done
+until_200 100 post "http://127.0.0.1:$rest_port/v1.0/$project/kms" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
 equal "over the restored cluster, $body" restored "$(jq -r .plain_text <<<"$body")"
 stop "$server"
 ok "a cluster that lost everything is not served, and is served again once it is restored"

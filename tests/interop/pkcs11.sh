@@ -160,11 +160,7 @@ contains "the metric" "kmsgate_pkcs11_token_there 0" "$(curl --silent "http://$a
 ok "without its token a server answers 503, and goes on with open keys"
 
 mv "$scratch/away" "$scratch/tokens"
-for _ in $(seq 100); do
-  ask encrypt-data "{\"key_id\":\"$unopened\",\"plain_text\":\"x\"}"
-  [[ $status == 200 ]] && break
-  sleep 0.1
-done
+until_200 100 ask encrypt-data "{\"key_id\":\"$unopened\",\"plain_text\":\"x\"}"
 equal "the key once the token is back" 200 "$status"
 ask create-key '{"key_alias":"second"}'
 equal "create-key once the token is back" 200 "$status"
@@ -280,11 +276,7 @@ touch "$scratch/fails/gone"
 rsa='"key_spec":"RSA_2048","key_usage":"ENCRYPT_DECRYPT"'
 ask create-key "{\"key_alias\":\"half\",$rsa}"
 equal "a key during whose making the token went away" "503 KMS.0104" "$status $(jq -r .error.error_code <<<"$body")"
-for _ in $(seq 100); do
-  ask create-key "{\"key_alias\":\"half\",$rsa}"
-  [[ $status == 200 ]] && break
-  sleep 0.1
-done
+until_200 100 ask create-key "{\"key_alias\":\"half\",$rsa}"
 equal "the key once the token is back" 200 "$status"
 key=$(jq -r .key_info.key_id <<<"$body")
 ask encrypt-data "{\"key_id\":\"$key\",$how,\"plain_text\":\"at noon\"}"
