@@ -205,11 +205,11 @@ def calls():
     def call(method, *fields):
         return bytes([method]) + part(message(fields))
 
-    aes, rsa, sm2 = KEYS["aes"], KEYS["rsa"], KEYS["sm2"]
     def body(size, *fields, length=0):
         sent = message(fields)
         return bytes([14]) + part(bytes([size, 0]) + (len(sent) + length).to_bytes(4, "big") + sent)
 
+    aes, rsa, sm2 = KEYS["aes"], KEYS["rsa"], KEYS["sm2"]
     head = bytes([3, 0, 1, 0, 0, 0, 0, 1]) + aes.encode() + bytes(8)
     put("grpc", body=body(255, (2, aes), (3, "secret")), body_in_pieces=body(7, (2, aes), (3, "secret")),
         body_cut=body(9, (2, aes), length=1), body_and_more=body(64, (2, aes), (3, "x"), length=-1),

@@ -334,14 +334,11 @@ impl Kms {
 
 /// Of its versions the newest is told, and nothing of their material.
 fn without_material(mut key: KeyRecord) -> KeyRecord {
-    let newest = key.versions.pop();
-    key.versions = newest
-        .map(|newest| VersionRecord {
-            sealed: Vec::new(),
-            ..newest
-        })
-        .into_iter()
-        .collect();
+    let newest = key.versions.pop().map(|newest| VersionRecord {
+        sealed: Vec::new(),
+        ..newest
+    });
+    key.versions = Vec::from_iter(newest);
     key
 }
 
