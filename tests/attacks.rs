@@ -113,6 +113,90 @@ async fn pings_and_settings_of_a_client_that_does_not_read_are_not_collected() {
 }
 
 #[tokio::test]
+async fn answers_that_nobody_reads_have_a_bounded_memory() {
+    let world = World::new();
+    // Some 440 KB to tell of.
+    for number in 0..300 {
+        let description = "\u{1d11e}".repeat(255);
+        let body = serde_json::json!({ "key_alias": format!("a{number}"), "key_description": description });
+        let made = call(world.at.rest, TOKEN, "create-key", &body).await;
+        assert_eq!(made.status, 200, "{made:?}");
+    }
+    let before = resident(&world.program);
+    let stream = TcpStream::connect(world.at.rest).await.unwrap();
+    let mut never_reads = h2::client::Builder::new();
+    never_reads.initial_window_size(0);
+    let handshake = never_reads.handshake::<_, bytes::Bytes>(stream);
+    let (mut client, connection) = handshake.await.unwrap();
+    // It answers pings.
+    tokio::spawn(connection);
+    let uri = format!("http://localhost/v1.0/{PROJECT}/kms/list-keys");
+    let mut answers = Vec::new();
+    for _ in 0..400 {
+        client = client.ready().await.unwrap();
+        let request = http::Request::post(&uri).header("x-auth-token", TOKEN);
+        let (answer, mut body) = client
+            .send_request(request.body(()).unwrap(), false)
+            .unwrap();
+        body.send_data(r#"{"limit":"1000"}"#.into(), true).unwrap();
+        answers.push(answer);
+    }
+    let mut waiting = Vec::new();
+    let mut refused = 0;
+    for answer in answers {
+        let answer = answer.await.unwrap();
+        match answer.status().as_u16() {
+            200 => waiting.push(answer),
+            429 => refused += 1,
+            status => panic!("{status}"),
+        }
+    }
+    let (waits, grown) = (waiting.len(), resident(&world.program) - before);
+    assert!(waits > 100 && refused > 200, "{waits} and {refused}");
+    assert!(grown < 128 * 1024, "{grown} KiB more");
+    // Whom it does not concern is answered.
+    let body = serde_json::json!({ "limit": "10" });
+    let answer = call(world.at.rest, TOKEN, "list-keys", &body).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    // What is given up makes room.
+    drop(waiting);
+    let body = serde_json::json!({ "limit": "1000" });
+    let until = Instant::now() + PATIENCE;
+    while call(world.at.rest, TOKEN, "list-keys", &body).await.status != 200 {
+        assert!(Instant::now() < until, "no room was given back");
+    }
+}
+
+#[tokio::test]
+async fn strangers_who_do_not_send_their_bodies_do_not_close_a_gateway() {
+    let world = World::new();
+    let upstream = format!("http://{}", world.at.grpc);
+    let free = "127.0.0.1:0";
+    let gateway = ["gateway", "--upstream", &upstream, "--rest", free];
+    let (_gateway, at) = Program::serve([&gateway[..], &["--admin", free]].concat());
+    let mut kept = Vec::new();
+    // More than it has in work at a time.
+    for _ in 0..5 {
+        let stream = TcpStream::connect(at.rest).await.unwrap();
+        let handshake = h2::client::handshake(stream);
+        let (mut client, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        for path in ["x/create-key", "v1.0/p/kms/create-key"].repeat(500) {
+            client = client.ready().await.unwrap();
+            let request = http::Request::post(format!("http://localhost/{path}"));
+            let request = request.header("content-length", 10).body(()).unwrap();
+            kept.push(client.send_request(request, false).unwrap());
+        }
+    }
+    let begun = Instant::now();
+    let body = serde_json::json!({});
+    while call(at.rest, TOKEN, "list-keys", &body).await.status != 200 {
+        assert!(begun.elapsed() < Duration::from_secs(8), "still closed");
+    }
+    drop(kept);
+}
+
+#[tokio::test]
 async fn a_second_request_cannot_be_hidden_in_the_first() {
     let world = World::new();
     let hidden = format!(

@@ -797,6 +797,16 @@ async fn requests_are_counted_by_face_method_and_code() {
         call(at.rest, TOKEN, "nothing", &bad).await.code(),
         "APIGW.0101"
     );
+    for path in [
+        "/create-key",
+        "/v1.0/kms/create-key",
+        "/v1.0/p/x/create-key",
+    ] {
+        let request = Request::post(format!("http://{}{path}", at.rest));
+        let request = request.header("x-auth-token", TOKEN);
+        let answer = send(request.body(Full::default()).unwrap()).await;
+        assert_eq!(answer.code(), "APIGW.0101", "{path}");
+    }
     let mut grpc = Grpc::connect(at.grpc, TOKEN).await;
     let request = grpc.ask(kmsgate::grpc::pb::ListKeysRequest::default());
     grpc.keys.list_keys(request).await.unwrap();
@@ -812,7 +822,7 @@ async fn requests_are_counted_by_face_method_and_code() {
         ("rest", "EncryptData", "OK", 3),
         ("rest", "DecryptData", "KMS.2201", 1),
         ("rest", "DecryptData", "KMS.0302", 1),
-        ("rest", "other", "APIGW.0101", 1),
+        ("rest", "other", "APIGW.0101", 4),
         ("grpc", "ListKeys", "OK", 1),
     ] {
         let name = format!(

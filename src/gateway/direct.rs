@@ -88,9 +88,14 @@ impl Plain {
 
     /// The project id and the operation's name in a path that writes the project id out.
     pub fn split(path: &str) -> Option<(&str, &str)> {
+        Self::named(path).filter(|(project_id, _)| !project_id.contains('%'))
+    }
+
+    /// The project id, as it is written, and the operation's name.
+    pub fn named(path: &str) -> Option<(&str, &str)> {
         let (project_id, rest) = path.strip_prefix("/v1.0/")?.split_once('/')?;
         let name = rest.strip_prefix("kms/")?;
-        (!project_id.is_empty() && !project_id.contains('%')).then_some((project_id, name))
+        (!project_id.is_empty()).then_some((project_id, name))
     }
 }
 

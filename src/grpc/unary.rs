@@ -78,6 +78,21 @@ pub struct Answer {
     told: bool,
 }
 
+impl Answer {
+    /// A success, with a message behind what precedes one.
+    pub const fn new(message: Bytes) -> Self {
+        Self {
+            message: Some(message),
+            told: false,
+        }
+    }
+
+    /// How many bytes are left of the message.
+    pub fn length(&self) -> usize {
+        self.message.as_ref().map_or(0, Bytes::len)
+    }
+}
+
 impl Body for Answer {
     type Data = Bytes;
     type Error = Infallible;
@@ -176,10 +191,7 @@ fn write(message: &impl Message) -> Answer {
     // An answer has some kilobytes.
     framed.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     message.encode_raw(&mut framed);
-    Answer {
-        message: Some(framed.freeze()),
-        told: false,
-    }
+    Answer::new(framed.freeze())
 }
 
 #[cfg(test)]

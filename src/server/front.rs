@@ -1,13 +1,12 @@
 //! What happens to every request before and after a face sees it, the same for both faces.
 //!
-//! In this order: a request id, the count of requests in work, the deadline, the size of the headers,
+//! In this order: a request id, the count of requests in work, the deadline, over gRPC the content type, the size of the headers,
 //! the declared length of the body, the caller, the limit on the caller's requests, the limit on
 //! requests in work, and over REST the whole body. What is refused here is told through the face's own
 //! [`refuse`](crate::error::Face::refuse), to the metrics and to the audit.
 //! What the RPC library refuses by itself (an unknown method, a message that is too long, bytes
 //! that are no message) is rewritten to rows of the catalogue.
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,11 +18,11 @@ use axum::Router;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
-use http_body::{Frame, SizeHint};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Code, Status};
 use tower::Service;
 
@@ -40,6 +39,7 @@ use crate::grpc;
 use crate::grpc::status::{self, Grpc};
 use crate::grpc::unary::{self, Unary};
 use crate::server::MAX_MESSAGE;
+use crate::server::body::{Body, LONG};
 use crate::server::listen::Answer;
 use crate::service::{Context, Kms};
 use crate::telemetry::{Ended, Names, Requests};
@@ -49,6 +49,12 @@ use crate::telemetry::{Ended, Names, Requests};
 const UNVERIFIED_PLACES: usize = 256;
 const UNVERIFIED_PLACES_EACH: usize = 64;
 const UNVERIFIED_TIME: Duration = Duration::from_secs(2);
+
+/// How much is read of a body that nobody wants.
+const UNWANTED: usize = 16 * 1024 * 1024;
+
+/// How many KiB of long answers may wait to be read, of all clients together.
+const ROOM: usize = 64 * 1024;
 
 /// A deadline that may have passed when a request has only just been read.
 const SHORT: Duration = Duration::from_millis(1);
@@ -71,7 +77,7 @@ impl Face {
             Self::Grpc => error::Face::refuse(&Grpc, error),
             Self::Rest => error::Face::refuse(&Rest, error),
         };
-        refused.map(Body::Other)
+        refused.map(Body::from)
     }
 }
 
@@ -111,6 +117,15 @@ const LIST_TIME: Duration = Duration::from_secs(60);
 const ROTATE_ROOT_KEY: usize = 14;
 const BACK_UP_STORE: usize = 15;
 const STORE_TIME: Duration = Duration::from_secs(3600);
+
+/// The service in the schema that has a method.
+const fn service_of(method: usize) -> &'static str {
+    match method {
+        0 | 1 => "CryptoService",
+        ROTATE_ROOT_KEY | BACK_UP_STORE => "OperatorService",
+        _ => "KeyService",
+    }
+}
 
 /// The number of `other`.
 const OTHER: usize = METHODS.len() - 1;
@@ -157,6 +172,8 @@ pub(super) struct Common {
     /// For each row of the catalogue, the number of its code among the names.
     codes: Vec<usize>,
     in_flight: Semaphore,
+    /// Room for long answers that wait to be read, in KiB.
+    room: Arc<Semaphore>,
     /// Places for requests whose body must be read before their caller is known.
     unverified: Places<Source>,
     timeout: Duration,
@@ -182,16 +199,35 @@ impl Common {
             let code = kind.row().code;
             names.iter().position(|name| *name == code)
         };
+        let in_flight = limits.requests_in_flight.get();
+        let (unverified, each) = match guard {
+            Some(_) => (UNVERIFIED_PLACES, UNVERIFIED_PLACES_EACH),
+            // Nobody is known here.
+            None => (in_flight, in_flight.div_ceil(4)),
+        };
         Self {
             guard,
             requests,
             codes: Kind::ALL.iter().filter_map(number).collect(),
-            in_flight: Semaphore::new(limits.requests_in_flight.get()),
-            unverified: Places::new(UNVERIFIED_PLACES, UNVERIFIED_PLACES_EACH),
+            in_flight: Semaphore::new(in_flight),
+            room: Arc::new(Semaphore::new(ROOM)),
+            unverified: Places::new(unverified, each),
             timeout: limits.request_timeout,
             prefix: getrandom::u64().unwrap_or_default(),
             next: AtomicU64::new(1),
         }
+    }
+
+    /// Gives a long answer its part of the room that there is for those that wait to be read.
+    fn keep(&self, answer: Response<Body>) -> Result<Response<Body>, Error> {
+        let length = answer.body().length();
+        if length <= LONG {
+            return Ok(answer);
+        }
+        let kib = u32::try_from(length / 1024).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room).try_acquire_many_owned(kib);
+        let room = room.map_err(|_| Kind::Throttled)?;
+        Ok(answer.map(|body| body.within(room)))
     }
 
     fn request_id(&self) -> RequestId {
@@ -271,47 +307,45 @@ impl Front {
         id: RequestId,
         context: &OnceLock<Arc<Context>>,
     ) -> Result<Response<Body>, Error> {
-        let (mut parts, body) = request.into_parts();
-        if size(&parts.headers) > MAX_MESSAGE {
-            return Err(Kind::HeadersTooLong.into());
-        }
-        let body = self.look_at(peer, &parts, body).await?;
-        let admitted = self.admit(peer, &mut parts, &body, method, id, context);
-        let admitted = admitted.await;
-        if let Err(error) = admitted {
-            if let Ahead::Unread(body) = body {
-                tokio::spawn(discard(body));
+        let (mut parts, mut body) = request.into_parts();
+        match self.face {
+            Face::Grpc if !is_grpc(&parts.headers) => {
+                Err(Error::from(Kind::InvalidFormat).detail("This port speaks gRPC."))
             }
-            return Err(error);
+            Face::Grpc => {
+                let admitted = self.admit(peer, &mut parts, None, method, id, context);
+                let place = admitted.await?;
+                self.call(parts, body, method, context, place).await
+            }
+            Face::Rest => {
+                let heard = self.hear(peer, parts, &mut body, method, id, context);
+                let heard = heard.await;
+                if heard.is_err() && !body.is_end_stream() {
+                    tokio::spawn(discard(body));
+                }
+                heard
+            }
         }
-        let open = self.is_open(parts.uri.path());
-        // After the credentials: nobody unknown can take the places of callers, and what needs no
-        // credential takes none.
-        let place = || self.common.in_flight.try_acquire();
-        let place = (!open)
-            .then(place)
-            .transpose()
-            .map_err(|_| Kind::Throttled)?;
-        if let Some(context) = context.get() {
-            parts.extensions.insert(Arc::clone(context));
-        }
-        let body = match body {
-            Ahead::Streamed(body) => body,
-            Ahead::Unread(body) => return Ok(self.hand_on(parts, read(body).await?).await),
-            Ahead::Read(whole) => return Ok(self.hand_on(parts, whole).await),
-        };
+    }
 
-        if self.face == Face::Grpc && !is_grpc(&parts.headers) {
-            return Err(Error::from(Kind::InvalidFormat).detail("This port speaks gRPC."));
-        }
+    /// Answers a gRPC call, which reads its body message by message.
+    async fn call(
+        &self,
+        parts: Parts,
+        body: Incoming,
+        method: usize,
+        context: &OnceLock<Arc<Context>>,
+        place: Option<SemaphorePermit<'_>>,
+    ) -> Result<Response<Body>, Error> {
         let encoding = parts.headers.get("grpc-encoding");
         let compressed = encoding.is_some_and(|encoding| encoding != "identity");
         if let (Shortcut::Grpc(server), Some(call), false) =
             (&self.shortcut, Unary::of(parts.uri.path()), compressed)
         {
             let answer = call.answer(server, context.get(), body, MAX_MESSAGE);
-            return Ok(answer.await?.map(Body::Unary));
+            return Ok(answer.await?.map(Body::from));
         }
+        let open = self.is_open(parts.uri.path());
         let request = Request::from_parts(parts, axum::body::Body::new(body));
         let response = self.route(request).await;
         match failure(&response) {
@@ -325,15 +359,36 @@ impl Front {
                 let streaming = Streaming::begin(Arc::clone(&self.common));
                 Ok(response.map(|body| body.streamed(streaming)))
             }
+            None if method != OTHER => whole(response).await,
             _ => Ok(response),
         }
+    }
+
+    /// Answers a REST request, once its body is there.
+    async fn hear(
+        &self,
+        peer: &Peer,
+        mut parts: Parts,
+        body: &mut Incoming,
+        method: usize,
+        id: RequestId,
+        context: &OnceLock<Arc<Context>>,
+    ) -> Result<Response<Body>, Error> {
+        let known = self.look_at(peer, &parts, body).await?;
+        let admitted = self.admit(peer, &mut parts, known.as_deref(), method, id, context);
+        let _place = admitted.await?;
+        let whole = match known {
+            Some(whole) => whole,
+            None => read(body).await?,
+        };
+        Ok(self.hand_on(parts, whole).await)
     }
 
     /// Answers a REST request whose body was read.
     async fn hand_on(&self, parts: Parts, whole: Bytes) -> Response<Body> {
         match (&self.shortcut, Plain::of(&parts)) {
             (Shortcut::Rest(direct), Some(plain)) => {
-                direct.answer(plain, parts, whole).await.map(Body::Other)
+                direct.answer(plain, parts, whole).await.map(Body::from)
             }
             _ => self.route(Request::from_parts(parts, whole.into())).await,
         }
@@ -341,16 +396,21 @@ impl Front {
 
     async fn route(&self, request: Request<axum::body::Body>) -> Response<Body> {
         match self.inner.clone().call(request).await {
-            Ok(response) => response.map(Body::Other),
+            Ok(response) => response.map(Body::from),
             Err(never) => match never {},
         }
     }
 
-    /// Looks at a body as far as that must be before the caller is known: at its declared length, and
-    /// at all of it if the credential signs it.
-    async fn look_at(&self, peer: &Peer, parts: &Parts, body: Incoming) -> Result<Ahead, Error> {
-        if self.face == Face::Grpc {
-            return Ok(Ahead::Streamed(body));
+    /// Looks at the head and the body of a REST request as far as that must be before the caller is known: at the declared
+    /// length of the body, and at all of it if the credential signs it, or if another is to say who the caller is.
+    async fn look_at(
+        &self,
+        peer: &Peer,
+        parts: &Parts,
+        body: &mut Incoming,
+    ) -> Result<Option<Bytes>, Error> {
+        if size(&parts.headers) > MAX_MESSAGE {
+            return Err(Kind::HeadersTooLong.into());
         }
         let declared = parts.headers.get(CONTENT_LENGTH);
         let declared = declared.and_then(|text| text.to_str().ok()?.parse().ok());
@@ -358,51 +418,59 @@ impl Front {
             return Err(Kind::MessageTooLong.into());
         }
         let guard = self.common.guard.as_ref();
-        if !guard.is_some_and(|guard| guard.chain.signs_body(&parts.headers)) {
-            return Ok(Ahead::Unread(body));
+        if guard.is_some_and(|guard| !guard.chain.signs_body(&parts.headers)) {
+            return Ok(None);
         }
         let place = self.common.unverified.take(peer.origin.source());
         let _place = place.ok_or(Kind::Throttled)?;
         match tokio::time::timeout(UNVERIFIED_TIME, read(body)).await {
-            Ok(whole) => Ok(Ahead::Read(whole?)),
+            Ok(whole) => whole.map(Some),
             Err(_) => Err(Kind::DeadlineExceeded.into()),
         }
     }
 
-    /// Lets in a request whose credential is good, and notes its caller.
+    /// Lets in a request whose credential is good, and notes its caller; then gives it its place among those in work.
+    ///
+    /// After the credentials: nobody unknown can take the places of callers, and what needs no credential takes none.
     async fn admit(
         &self,
         peer: &Peer,
         parts: &mut Parts,
-        body: &Ahead,
+        body: Option<&[u8]>,
         method: usize,
         id: RequestId,
         context: &OnceLock<Arc<Context>>,
-    ) -> Result<(), Error> {
-        let Some(guard) = &self.common.guard else {
+    ) -> Result<Option<SemaphorePermit<'_>>, Error> {
+        if self.face == Face::Grpc && size(&parts.headers) > MAX_MESSAGE {
+            return Err(Kind::HeadersTooLong.into());
+        }
+        if self.is_open(parts.uri.path()) {
+            return Ok(None);
+        }
+        if let Some(guard) = &self.common.guard {
+            let evidence = Evidence {
+                method: &parts.method,
+                uri: &parts.uri,
+                headers: &parts.headers,
+                body,
+                peer,
+            };
+            let caller = guard.chain.authenticate(&evidence).await?;
+            let known = Arc::new(Context {
+                request_id: id,
+                caller,
+                told: AtomicBool::new(false),
+            });
+            let known = context.get_or_init(|| known);
+            guard.kms.limits.request(&known.caller)?;
+            self.check_project(method, parts.uri.path(), &known.caller)?;
+            parts.extensions.insert(Arc::clone(known));
+        } else {
             // The upstream decides. It gives an id of its own, and may log this one beside it.
             parts.headers.insert(REQUEST_ID, header(id));
-            return Ok(());
-        };
-        if self.is_open(parts.uri.path()) {
-            return Ok(());
         }
-        let evidence = Evidence {
-            method: &parts.method,
-            uri: &parts.uri,
-            headers: &parts.headers,
-            body: body.whole(),
-            peer,
-        };
-        let caller = guard.chain.authenticate(&evidence).await?;
-        let known = Arc::new(Context {
-            request_id: id,
-            caller,
-            told: AtomicBool::new(false),
-        });
-        let known = context.get_or_init(|| known);
-        guard.kms.limits.request(&known.caller)?;
-        self.check_project(method, parts.uri.path(), &known.caller)
+        let place = self.common.in_flight.try_acquire();
+        Ok(Some(place.map_err(|_| Kind::Throttled)?))
     }
 
     /// Whether a path needs no credential.
@@ -448,61 +516,45 @@ impl Front {
 
     /// The number of the method that a path names.
     fn method(&self, path: &str) -> usize {
-        let (_, last) = path.rsplit_once('/').unwrap_or_default();
         let found = match self.face {
-            Face::Grpc => METHODS.iter().position(|name| *name == last),
-            Face::Rest => PATHS.iter().position(|name| *name == last),
+            Face::Grpc => path.strip_prefix("/kmsgate.v1.").and_then(|path| {
+                let (service, name) = path.split_once('/')?;
+                let number = METHODS.iter().position(|method| *method == name)?;
+                (service == service_of(number)).then_some(number)
+            }),
+            Face::Rest => {
+                Plain::named(path).and_then(|(_, name)| PATHS.iter().position(|path| *path == name))
+            }
         };
         found.unwrap_or(OTHER)
     }
 }
 
+/// A gRPC answer that is encoded, so that its length is known.
+async fn whole(response: Response<Body>) -> Result<Response<Body>, Error> {
+    let (parts, body) = response.into_parts();
+    let read = body.collect().await;
+    let read = read.map_err(|error| Error::from(Kind::Internal).caused_by(error))?;
+    let told = read.trailers().and_then(Status::from_header_map);
+    if told.is_none_or(|status| status.code() != Code::Ok) {
+        return Err(Kind::Internal.into());
+    }
+    let answer = unary::Answer::new(read.to_bytes());
+    Ok(Response::from_parts(parts, answer.into()))
+}
+
 /// Reads a body that nobody wants, for a while. Were it dropped, the client could be cut off while it
 /// sends, and some clients then do not read why.
 async fn discard(body: Incoming) {
-    let mut body = Limited::new(body, MAX_MESSAGE);
+    let mut body = Limited::new(body, UNWANTED);
     let read = async { while let Some(Ok(_)) = body.frame().await {} };
     // Whoever sends longer is cut off.
     let _ = tokio::time::timeout(UNVERIFIED_TIME, read).await;
 }
 
-/// The body of an answer.
-#[derive(Debug)]
-pub(super) enum Body {
-    /// Of a call that was answered without the RPC library.
-    Unary(unary::Answer),
-    /// Of any other.
-    Other(axum::body::Body),
-    /// Of one that goes on with its work while the answer is sent, and what it holds meanwhile.
-    Streamed(axum::body::Body, Vec<Box<dyn Any + Send + Sync>>),
-}
-
-impl Body {
-    /// The same body, of an answer that goes on while `held` is held.
-    fn streamed(self, held: Streaming) -> Self {
-        match self {
-            Self::Other(body) => Self::Streamed(body, vec![Box::new(held)]),
-            body => body,
-        }
-    }
-
-    /// Whether the work for the answer goes on while it is sent.
-    pub(super) const fn is_streamed(&self) -> bool {
-        matches!(self, Self::Streamed(..))
-    }
-
-    /// Holds this until the work for a streamed answer has ended or its reader has gone.
-    pub(super) fn hold(mut self, held: impl Any + Send + Sync) -> Self {
-        if let Self::Streamed(_, all) = &mut self {
-            all.push(Box::new(held));
-        }
-        self
-    }
-}
-
 /// Counts an answer as a request in work, in the place that its request had, until it is dropped.
 #[derive(Debug)]
-struct Streaming(Arc<Common>);
+pub(super) struct Streaming(Arc<Common>);
 
 impl Streaming {
     /// Begins in a place that was taken and not given back.
@@ -519,37 +571,6 @@ impl Drop for Streaming {
     }
 }
 
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        match self.get_mut() {
-            Self::Unary(body) => Pin::new(body)
-                .poll_frame(context)
-                .map_err(|never| match never {}),
-            Self::Other(body) | Self::Streamed(body, _) => Pin::new(body).poll_frame(context),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Unary(body) => body.is_end_stream(),
-            Self::Other(body) | Self::Streamed(body, _) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Unary(body) => body.size_hint(),
-            Self::Other(body) | Self::Streamed(body, _) => body.size_hint(),
-        }
-    }
-}
-
 impl Answer for Front {
     async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
         let common = &*self.common;
@@ -557,6 +578,7 @@ impl Answer for Front {
         let id = common.request_id();
         let method = self.method(request.uri().path());
         let leaves_http = leaves_http(&request);
+        let foreign = self.face == Face::Grpc && !is_grpc(request.headers());
         let _in_work = InWork::begin(&common.requests);
         let context = OnceLock::new();
 
@@ -581,7 +603,7 @@ impl Answer for Front {
             }
             Err(error) => Err(error),
         };
-        let (mut response, kind) = match passed {
+        let (mut response, kind) = match passed.and_then(|response| common.keep(response)) {
             Ok(response) => {
                 let kind = kind(&response);
                 (response, kind)
@@ -602,6 +624,10 @@ impl Answer for Front {
         };
         common.requests.ended(ended, begun.elapsed());
         response.headers_mut().insert(REQUEST_ID, header(id));
+        if foreign {
+            // Who does not speak gRPC looks at nothing else.
+            *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        }
         if leaves_http {
             // Nothing that comes after is read.
             let close = HeaderValue::from_static("close");
@@ -646,27 +672,8 @@ fn rewritten(status: &Status, compressed: bool) -> Error {
     }
 }
 
-/// A body before the caller is known.
-enum Ahead {
-    /// Of a gRPC call, which reads it message by message.
-    Streamed(Incoming),
-    /// Not looked at yet.
-    Unread(Incoming),
-    /// Read, because the credential signs it.
-    Read(Bytes),
-}
-
-impl Ahead {
-    fn whole(&self) -> Option<&[u8]> {
-        match self {
-            Self::Read(whole) => Some(whole),
-            Self::Streamed(_) | Self::Unread(_) => None,
-        }
-    }
-}
-
 /// Reads the whole body of a REST request, up to the limit.
-async fn read(body: Incoming) -> Result<Bytes, Error> {
+async fn read(body: &mut Incoming) -> Result<Bytes, Error> {
     match Limited::new(body, MAX_MESSAGE).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Kind::MessageTooLong.into()),
@@ -682,9 +689,11 @@ fn size(headers: &HeaderMap) -> usize {
         .sum()
 }
 
+/// Whether a request has gRPC's content type, whatever its messages are encoded in.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// The duration of a `grpc-timeout` header: up to eight digits and a unit.

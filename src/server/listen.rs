@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{Request, Response};
-use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -35,7 +34,7 @@ use tokio_rustls::server::TlsStream;
 use crate::auth::Peer;
 use crate::domain::address::Origin;
 use crate::server::bind::{Accepted, Listener};
-use crate::server::front::Body;
+use crate::server::body::{Body, LONG};
 use crate::server::tls::Acceptor;
 
 /// How long a client may take to send its first bytes.
@@ -57,9 +56,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long a client that comes as the server stops may take for its part of the handshake.
 const SOON: Duration = Duration::from_secs(1);
 
-/// From how many bytes on an answer is a long one: of those, some may still be on their way when the
-/// answer is made and the client reads slowly.
-const LONG: u64 = 16 * 1024;
+/// How long answers may wait of which the client takes nothing: this long at least, and twice as long at
+/// most.
+const UNREAD: Duration = Duration::from_secs(30);
 
 /// The length of the HTTP/2 connection preface (RFC 9113, section 3.4). No HTTP/1.1 request is
 /// shorter.
@@ -223,15 +222,10 @@ async fn converse(
         async move {
             let (answer, peer) = &*shared;
             let answered = answer.answer(peer, request).await;
-            if answered.body().is_streamed() {
-                let place = place.streaming();
-                return Ok(answered.map(|body| body.hold(place)));
-            }
-            if answered.body().size_hint().lower() > LONG {
-                place.work.long.store(true, Ordering::Relaxed);
-            }
-            drop(place);
-            Ok::<_, Infallible>(answered)
+            Ok::<_, Infallible>(answered.map(|body| {
+                let place = place.answered(&body);
+                body.at(place)
+            }))
         }
     });
     let turn = InTurn::new();
@@ -242,6 +236,7 @@ async fn converse(
     ends.push(Box::pin(end_of_life(leaving.clone(), age)));
     ends.push(Box::pin(silence(Arc::clone(&read))));
     ends.push(Box::pin(idle_after(leaving, Arc::clone(&work))));
+    ends.push(Box::pin(unread(Arc::clone(&work))));
     ends.push(Box::pin(gone_by(age, work)));
     let builder = builder(turn.clone());
     let connection = builder.serve_connection(TokioIo::new(io), service);
@@ -339,20 +334,48 @@ async fn idle_after(leaving: watch::Receiver<bool>, work: Arc<Work>) -> End {
     End::Cut
 }
 
-/// What is in work on a connection.
+/// Completes when answers have waited for their client and it has taken nothing of any: it may be gone, though it
+/// answers pings.
+async fn unread(work: Arc<Work>) -> End {
+    let mut before = None;
+    loop {
+        tokio::time::sleep(UNREAD).await;
+        let wait = work.answers.load(Ordering::Relaxed) > 0;
+        let taken = wait.then(|| work.taken.load(Ordering::Relaxed));
+        if wait && taken == before {
+            return End::Cut;
+        }
+        before = taken;
+    }
+}
+
+/// What is in work on a connection. A request is until its answer has been handed on.
 #[derive(Debug, Default)]
 struct Work {
     requests: AtomicUsize,
+    /// Those among them whose answers wait for the client.
+    answers: AtomicUsize,
     /// Those among them whose answers are streamed.
     streams: AtomicUsize,
-    /// Whether there was one of these, or another long one.
+    /// Whether there was one of these, or another long one: when it has been handed on, the end of it may still be
+    /// on its way.
     long: AtomicBool,
+    /// How many pieces of answers were handed on, and how many answers.
+    taken: AtomicUsize,
 }
 
 /// Counts a request as in work on its connection until it is dropped.
-struct Place {
+#[derive(Debug)]
+pub(super) struct Place {
     work: Arc<Work>,
-    streams: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Asked,
+    Answered,
+    Streamed,
 }
 
 impl Place {
@@ -360,24 +383,44 @@ impl Place {
         work.requests.fetch_add(1, Ordering::Relaxed);
         Self {
             work: Arc::clone(work),
-            streams: false,
+            state: State::Asked,
         }
     }
 
-    /// Notes that the answer is streamed.
-    fn streaming(mut self) -> Self {
-        self.work.streams.fetch_add(1, Ordering::Relaxed);
-        self.work.long.store(true, Ordering::Relaxed);
-        self.streams = true;
+    /// Notes that this answers the request.
+    fn answered(mut self, body: &Body) -> Self {
+        let streamed = body.is_streamed();
+        if streamed || body.length() > LONG {
+            self.work.long.store(true, Ordering::Relaxed);
+        }
+        self.state = if streamed {
+            self.work.streams.fetch_add(1, Ordering::Relaxed);
+            State::Streamed
+        } else {
+            self.work.answers.fetch_add(1, Ordering::Relaxed);
+            State::Answered
+        };
         self
+    }
+
+    /// Notes that a piece of the answer was handed on.
+    pub(super) fn handed_on(&self) {
+        self.work.taken.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.work.requests.fetch_sub(1, Ordering::Relaxed);
-        if self.streams {
-            self.work.streams.fetch_sub(1, Ordering::Relaxed);
+        match self.state {
+            State::Asked => {}
+            State::Answered => {
+                self.work.answers.fetch_sub(1, Ordering::Relaxed);
+                self.work.taken.fetch_add(1, Ordering::Relaxed);
+            }
+            State::Streamed => {
+                self.work.streams.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -838,6 +881,73 @@ mod tests {
         assert_lasted(begun, AGE + AGE / 10 + LEAVING);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_nothing_of_its_answers_is_cut_off() {
+        let (stream, _stop) = connected().await;
+        let begun = tokio::time::Instant::now();
+        let mut never_reads = h2::client::Builder::new();
+        never_reads.initial_window_size(0);
+        let handshake = never_reads.handshake::<_, bytes::Bytes>(stream);
+        let (mut client, connection) = handshake.await.unwrap();
+        let (answer, _) = client.send_request(get("/word"), true).unwrap();
+        // It answers pings.
+        let ended = tokio::time::timeout(AGE / 2, connection).await;
+        assert!(ended.is_ok(), "it is still there");
+        assert_eq!(answer.await.unwrap().status(), 200);
+        let lasted = begun.elapsed();
+        assert!((UNREAD..=UNREAD * 2).contains(&lasted), "{lasted:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_slowly_is_not_cut_off() {
+        let (stream, _stop) = connected().await;
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let (answer, _) = client.send_request(get("/long"), true).unwrap();
+        let mut body = answer.await.unwrap().into_body();
+        let mut read = 0;
+        for _ in 0..16 {
+            tokio::time::sleep(UNREAD / 3).await;
+            let some = body.data().await.unwrap().unwrap();
+            read += some.len();
+            body.flow_control().release_capacity(some.len()).unwrap();
+        }
+        assert!(read > 0 && !body.is_end_stream(), "{read}");
+    }
+
+    #[tokio::test]
+    async fn short_answers_that_wait_for_their_reader_outlast_a_stop() {
+        let (stream, stop) = connected().await;
+        let mut reads_late = h2::client::Builder::new();
+        reads_late.initial_window_size(0);
+        let handshake = reads_late.handshake::<_, bytes::Bytes>(stream);
+        let (mut client, mut connection) = handshake.await.unwrap();
+        let mut bodies = Vec::new();
+        let answered = async {
+            for _ in 0..20 {
+                let (answer, _) = client.send_request(get("/word"), true).unwrap();
+                bodies.push(answer.await.unwrap().into_body());
+            }
+        };
+        tokio::select! {
+            ended = &mut connection => panic!("{ended:?}"),
+            () = answered => {}
+        }
+        stop.sender.send_replace(true);
+        // Longer than a connection that has nothing to say is left.
+        tokio::select! {
+            ended = &mut connection => panic!("{ended:?}"),
+            () = tokio::time::sleep(LAST_WORDS * 5) => {}
+        }
+        connection.set_initial_window_size(1024).unwrap();
+        tokio::spawn(connection);
+        for body in &mut bodies {
+            assert_eq!(body.data().await.unwrap().unwrap(), "fine");
+        }
+        drop(client);
+        stop.served.await.unwrap();
+    }
+
     #[tokio::test]
     async fn a_long_answer_outlasts_a_stop() {
         let (mut client, stop) = connected().await;
@@ -948,9 +1058,10 @@ mod tests {
                     axum::body::Body::empty()
                 }
                 "/long" => LONG_ANSWER.into(),
+                "/word" => "fine".into(),
                 _ => axum::body::Body::empty(),
             };
-            Response::new(Body::Other(body))
+            Response::new(Body::from(body))
         }
     }
 

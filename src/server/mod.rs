@@ -14,6 +14,7 @@
 
 mod admin;
 mod bind;
+mod body;
 mod etcd;
 mod front;
 mod listen;

@@ -233,7 +233,13 @@ async fn a_deadline_that_has_passed_is_exceeded() {
 #[tokio::test]
 async fn what_is_not_grpc_is_told_so() {
     unchanged(async |grpc| {
-        for kind in ["application/json", "text/html", "", "application/grp"] {
+        for kind in [
+            "application/json",
+            "text/html",
+            "",
+            "application/grp",
+            "application/grpc-web",
+        ] {
             let face = grpc.with_header("content-type", kind);
             face.refused(Kind::InvalidFormat, &encrypt(DOCUMENTED, "x"))
                 .await;
@@ -242,6 +248,7 @@ async fn what_is_not_grpc_is_told_so() {
         face.done(&encrypt(DOCUMENTED, "x")).await;
         // A browser or a probe that speaks HTTP/1.1.
         let raw = grpc.write(&grpc.head("GET", "/", "")).await;
+        assert_eq!(raw.status, 415, "{raw:?}");
         grpc.read("encrypt-data", &raw)
             .is(Kind::InvalidFormat, "HTTP/1.1");
     })
