@@ -54,14 +54,15 @@ impl RequestId {
 
     /// The id as ASCII, to be put into an answer as it is.
     pub fn digits(self) -> [u8; 32] {
-        let mut bits = self.0;
-        std::array::from_fn(|_| {
-            bits = bits.rotate_left(4);
-            match (bits & 0xf) as u8 {
-                digit @ 0..=9 => b'0' + digit,
-                digit => b'a' - 10 + digit,
-            }
-        })
+        let mut digits = [0; 32];
+        let (pairs, _) = digits.as_chunks_mut::<2>();
+        for (pair, byte) in pairs.iter_mut().zip(self.0.to_be_bytes()) {
+            *pair = [byte >> 4, byte & 0xf].map(|digit| match digit {
+                0..=9 => b'0' + digit,
+                _ => b'a' - 10 + digit,
+            });
+        }
+        digits
     }
 }
 

@@ -74,29 +74,24 @@ impl Plain {
         if parts.method != Method::POST {
             return None;
         }
-        let (project_id, name) = Self::split(parts.uri.path())?;
-        let operation = match name {
-            "encrypt-data" => Operation::Encrypt,
-            "decrypt-data" => Operation::Decrypt,
-            _ => return None,
+        let path = parts.uri.path();
+        let (operation, project_id) = match project(path, "encrypt-data") {
+            Some(project_id) => (Operation::Encrypt, project_id),
+            None => (Operation::Decrypt, project(path, "decrypt-data")?),
         };
-        Some(Self {
+        (!project_id.as_bytes().contains(&b'%')).then(|| Self {
             project_id: project_id.to_owned(),
             operation,
         })
     }
+}
 
-    /// The project id and the operation's name in a path that writes the project id out.
-    pub fn split(path: &str) -> Option<(&str, &str)> {
-        Self::named(path).filter(|(project_id, _)| !project_id.contains('%'))
-    }
-
-    /// The project id, as it is written, and the operation's name.
-    pub fn named(path: &str) -> Option<(&str, &str)> {
-        let (project_id, rest) = path.strip_prefix("/v1.0/")?.split_once('/')?;
-        let name = rest.strip_prefix("kms/")?;
-        (!project_id.is_empty()).then_some((project_id, name))
-    }
+/// The project id, as it is written, in a path that names this operation; none if it names another.
+pub fn project<'a>(path: &'a str, operation: &str) -> Option<&'a str> {
+    // Every request passes here, most of them with a path that is right, so it is compared and not searched.
+    let path = path.strip_suffix(operation)?.strip_suffix("/kms/")?;
+    let project_id = path.strip_prefix("/v1.0/")?;
+    (!project_id.is_empty() && !project_id.as_bytes().contains(&b'/')).then_some(project_id)
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ use crate::gateway::response::IntoJson;
 use crate::grpc::pb::crypto_service_server::CryptoService;
 use crate::grpc::pb::key_service_server::KeyService;
 
-pub use crate::gateway::direct::{Direct, Plain};
+pub use crate::gateway::direct::{Direct, Plain, project};
 pub use crate::gateway::refusal::Rest;
 pub use crate::gateway::upstream::Upstream;
 

@@ -34,7 +34,7 @@ use crate::domain::caller::{Action, Caller};
 use crate::domain::places::Places;
 use crate::domain::request::RequestId;
 use crate::error::{self, Error, Kind};
-use crate::gateway::{Direct, Plain, Rest};
+use crate::gateway::{Direct, Plain, Rest, project};
 use crate::grpc;
 use crate::grpc::status::{self, Grpc};
 use crate::grpc::unary::{self, Unary};
@@ -315,7 +315,16 @@ impl Front {
             Face::Grpc => {
                 let admitted = self.admit(peer, &mut parts, None, method, id, context);
                 let place = admitted.await?;
-                self.call(parts, body, method, context, place).await
+                if let (Shortcut::Grpc(server), Some(call)) =
+                    (&self.shortcut, Unary::of(parts.uri.path()))
+                    && !is_compressed(&parts.headers)
+                {
+                    let answer = call.answer(server, context.get(), body, MAX_MESSAGE);
+                    return Ok(answer.await?.map(Body::from));
+                }
+                let request = Request::from_parts(parts, body);
+                // Nearly no request takes this way, and each would have the room for it.
+                Box::pin(self.call(request, method, place)).await
             }
             Face::Rest => {
                 let heard = self.hear(peer, parts, &mut body, method, id, context);
@@ -328,25 +337,16 @@ impl Front {
         }
     }
 
-    /// Answers a gRPC call, which reads its body message by message.
+    /// Answers a gRPC call by the RPC library.
     async fn call(
         &self,
-        parts: Parts,
-        body: Incoming,
+        request: Request<Incoming>,
         method: usize,
-        context: &OnceLock<Arc<Context>>,
         place: Option<SemaphorePermit<'_>>,
     ) -> Result<Response<Body>, Error> {
-        let encoding = parts.headers.get("grpc-encoding");
-        let compressed = encoding.is_some_and(|encoding| encoding != "identity");
-        if let (Shortcut::Grpc(server), Some(call), false) =
-            (&self.shortcut, Unary::of(parts.uri.path()), compressed)
-        {
-            let answer = call.answer(server, context.get(), body, MAX_MESSAGE);
-            return Ok(answer.await?.map(Body::from));
-        }
-        let open = self.is_open(parts.uri.path());
-        let request = Request::from_parts(parts, axum::body::Body::new(body));
+        let compressed = is_compressed(request.headers());
+        let open = self.is_open(request.uri().path());
+        let request = request.map(axum::body::Body::new);
         let response = self.route(request).await;
         match failure(&response) {
             // What the health service says of a service that it does not know is its own protocol.
@@ -390,7 +390,10 @@ impl Front {
             (Shortcut::Rest(direct), Some(plain)) => {
                 direct.answer(plain, parts, whole).await.map(Body::from)
             }
-            _ => self.route(Request::from_parts(parts, whole.into())).await,
+            _ => {
+                let request = Request::from_parts(parts, whole.into());
+                Box::pin(self.route(request)).await
+            }
         }
     }
 
@@ -482,14 +485,15 @@ impl Front {
     /// Refuses a REST path of another project, before its body is read as JSON. Over gRPC the
     /// project is in the message.
     fn check_project(&self, method: usize, path: &str, caller: &Caller) -> Result<(), Error> {
-        if self.face != Face::Rest || method == OTHER {
+        if self.face != Face::Rest {
             return Ok(());
         }
-        match Plain::split(path) {
-            Some((project, _)) if project != caller.project.as_str() => {
+        let written = PATHS.get(method).and_then(|name| project(path, name));
+        match written {
+            // One that is percent-encoded is compared by the use case, which sees it decoded.
+            Some(id) if id != caller.project.as_str() && !id.contains('%') => {
                 Err(Kind::ProjectMismatch.into())
             }
-            // A project id that is percent-encoded is compared by the use case, which sees it decoded.
             _ => Ok(()),
         }
     }
@@ -522,9 +526,7 @@ impl Front {
                 let number = METHODS.iter().position(|method| *method == name)?;
                 (service == service_of(number)).then_some(number)
             }),
-            Face::Rest => {
-                Plain::named(path).and_then(|(_, name)| PATHS.iter().position(|path| *path == name))
-            }
+            Face::Rest => PATHS.iter().position(|name| project(path, name).is_some()),
         };
         found.unwrap_or(OTHER)
     }
@@ -687,6 +689,12 @@ fn size(headers: &HeaderMap) -> usize {
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum()
+}
+
+/// Whether the messages of a call are compressed.
+fn is_compressed(headers: &HeaderMap) -> bool {
+    let encoding = headers.get("grpc-encoding");
+    encoding.is_some_and(|encoding| encoding != "identity")
 }
 
 /// Whether a request has gRPC's content type, whatever its messages are encoded in.
