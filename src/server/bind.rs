@@ -101,14 +101,6 @@ impl Listener {
             }
         }
     }
-
-    /// Serves `router` until it is dropped.
-    pub(super) async fn serve(self, router: axum::Router) -> io::Result<()> {
-        match self.0 {
-            Kind::Tcp(listener) => axum::serve(listener, router).await,
-            Kind::Unix(listener, _file) => axum::serve(listener, router).await,
-        }
-    }
 }
 
 impl Accepted {

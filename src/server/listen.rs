@@ -38,7 +38,7 @@ use crate::server::body::{Body, LONG};
 use crate::server::tls::Acceptor;
 
 /// How long a client may take to send its first bytes.
-const FIRST_WORDS: Duration = Duration::from_secs(10);
+pub(super) const FIRST_WORDS: Duration = Duration::from_secs(10);
 
 /// How long an HTTP/1.1 connection may stay idle, and how long the head of its next request may
 /// take: the HTTP library has one limit for both, and clients keep connections in pools.

@@ -281,7 +281,11 @@ impl Server {
         let readiness = Readiness::new(Arc::clone(&self.kms.store));
         // Probes are answered while the store is waited for.
         let probes = admin::router(Arc::clone(&metrics), readiness.clone());
-        let admin = AbortOnDrop(tokio::spawn(listeners.admin.serve(probes)));
+        let lives = Lives {
+            age: self.limits.connection_age,
+            drain: self.shutdown.drain,
+        };
+        let admin = AbortOnDrop(tokio::spawn(admin::serve(listeners.admin, probes, lives)));
         let following = {
             let kms = Arc::clone(&self.kms);
             tokio::spawn(follow(kms))
@@ -324,10 +328,6 @@ impl Server {
         let grpc = routes.prepare().into_axum_router();
         let grpc = Front::grpc(Arc::clone(&common), grpc, service);
         let rest = Front::rest(common, rest, direct);
-        let lives = Lives {
-            age: self.limits.connection_age,
-            drain: self.shutdown.drain,
-        };
         let tls = |face| {
             let tls = self.tls.as_ref().map(Arc::clone);
             tls.map(|tls| Acceptor::new(tls, face))
@@ -666,7 +666,7 @@ pub async fn serve_gateway(
     let tls = tls.map(|tls| Acceptor::new(tls, Face::Rest));
     let serving = tokio::spawn(listen::serve(rest, tls, front, drain, lives));
     let probes = admin::router(metrics, readiness.clone());
-    let admin = AbortOnDrop(tokio::spawn(admin_listener.serve(probes)));
+    let admin = AbortOnDrop(tokio::spawn(admin::serve(admin_listener, probes, lives)));
     readiness.start();
     serving_at.log();
     stop.await;
