@@ -33,6 +33,7 @@ use kmsgate::grpc::pb;
 use kmsgate::grpc::pb::crypto_service_server::{CryptoService, CryptoServiceServer};
 use kmsgate::grpc::pb::encrypt_data_request::Plaintext;
 use kmsgate::grpc::pb::key_service_server::{KeyService, KeyServiceServer};
+use kmsgate::server::serve_gateway;
 
 const PROJECT: &str = "53d1aefc533f4ce9a59c26b01667cbcf";
 const KEY: &str = "0d0466b0-e727-4d9c-b35d-f84bb474a37f";
@@ -773,10 +774,78 @@ async fn the_smaller_of_the_callers_time_and_ours_is_given_to_the_upstream() {
     ] {
         let headers = headers(&[("grpc-timeout", theirs), ("x-auth-token", "T")]);
         post(&gateway, &path("encrypt-data"), headers, "{}").await;
-        let metadata = stub.last().metadata;
-        let given = metadata.get("grpc-timeout").unwrap().to_str().unwrap();
-        let micros = given.strip_suffix('u').unwrap().parse::<u64>();
-        assert_eq!(micros, Ok(milliseconds * 1000), "{theirs}");
+        assert_eq!(
+            given(&stub),
+            Duration::from_millis(milliseconds),
+            "{theirs}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_has_at_least_a_minute_for_what_may_take_long() {
+    let stub = Arc::new(Stub::default());
+    let address = serve(&stub).await;
+    for (ours, long) in [(10, 60), (90, 90)] {
+        let gateway = remote(address, Duration::from_secs(ours));
+        for case in cases() {
+            call(&gateway, case.name, case.body.to_string()).await;
+            let seconds = match case.name {
+                "create-key" | "list-keys" => long,
+                _ => ours,
+            };
+            assert_eq!(given(&stub), Duration::from_secs(seconds), "{}", case.name);
+        }
+    }
+}
+
+// The clock is paused and jumps to the next timer when nothing else is to do.
+#[tokio::test(start_paused = true)]
+async fn a_gateway_waits_as_long_as_it_was_told() {
+    for (told, operation, waits) in [
+        (300, "encrypt-data", 300),
+        (300, "create-key", 60_000),
+        (300, "list-keys", 60_000),
+        (30_000, "encrypt-data", 30_000),
+        (90_000, "list-keys", 90_000),
+    ] {
+        let [told, waits] = [told, waits].map(Duration::from_millis);
+        let endpoint = Endpoint::from_shared(format!("http://{}", silent().await)).unwrap();
+        let upstream = Upstream::new(endpoint.connect_lazy(), told);
+        let rest = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(rest.local_addr().unwrap())
+            .await
+            .unwrap();
+        let serving = serve_gateway(
+            rest.into(),
+            None,
+            admin.into(),
+            upstream,
+            Vec::new(),
+            Duration::ZERO,
+            std::future::pending(),
+        );
+        let begun = tokio::time::Instant::now();
+        let ask = async {
+            let request = format!(
+                "POST {} HTTP/1.1\r\nhost: h\r\nx-auth-token: T\r\nconnection: close\r\n\
+                 content-length: 2\r\n\r\n{{}}",
+                path(operation)
+            );
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = tokio::select! {
+            ended = serving => panic!("{ended:?}"),
+            answer = ask => answer,
+        };
+        assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+        let waited = begun.elapsed();
+        let bounds = waits..waits + Duration::from_secs(5);
+        assert!(bounds.contains(&waited), "{told:?} {operation}: {waited:?}");
     }
 }
 
@@ -804,12 +873,10 @@ async fn an_upstream_that_comes_back_is_used_again() {
 
 #[tokio::test]
 async fn an_upstream_that_does_not_answer_is_a_504() {
-    let address = peer(async |mut stream: TcpStream| {
-        let _ = stream.read_to_end(&mut Vec::new()).await;
-    })
-    .await;
+    let address = silent().await;
     let gateway = remote(address, Duration::from_millis(50));
-    for case in cases() {
+    let short = |case: &Case| !["create-key", "list-keys"].contains(&case.name);
+    for case in cases().into_iter().filter(short) {
         let answer = call(&gateway, case.name, case.body.to_string()).await;
         answer.is(Kind::DeadlineExceeded, case.name);
     }
@@ -1468,6 +1535,22 @@ where
         }
     });
     address
+}
+
+/// An address of loopback where someone listens and says nothing.
+async fn silent() -> SocketAddr {
+    peer(async |mut stream: TcpStream| {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await
+}
+
+/// The time that the last call gave the stub.
+fn given(stub: &Stub) -> Duration {
+    let metadata = stub.last().metadata;
+    let given = metadata.get("grpc-timeout").unwrap().to_str().unwrap();
+    let micros = given.strip_suffix('u').unwrap().parse();
+    Duration::from_micros(micros.unwrap())
 }
 
 /// A gateway whose upstream is a web server that answers every request so.

@@ -980,7 +980,8 @@ async fn a_gateway_does_not_wait_longer_than_it_was_told() {
     let upstream = silent.local_addr().unwrap();
     let (_gateway, front) = start_gateway(upstream, "300ms", "0ms");
     let begun = Instant::now();
-    let answer = call(front.rest, TOKEN, "list-keys", &json!({})).await;
+    let body = json!({ "plain_text": "x" });
+    let answer = call(front.rest, TOKEN, "encrypt-data", &body).await;
     assert_eq!(
         (answer.status.as_u16(), answer.code().as_str()),
         (504, "APIGW.0201")

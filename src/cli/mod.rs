@@ -126,7 +126,7 @@ struct Gateway {
     /// Where liveness, readiness and metrics are served
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9100")]
     admin: Address,
-    /// How long the upstream may take to answer: a number and ms, s or m
+    /// How long a request may take, create-key and list-keys 60 s if that is more: a number and ms, s or m
     #[arg(long, value_name = "TIME", default_value = "10s")]
     timeout: String,
 

@@ -30,6 +30,7 @@ mod response;
 mod upstream;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -50,6 +51,13 @@ use crate::grpc::pb::key_service_server::KeyService;
 pub use crate::gateway::direct::{Direct, Plain, project};
 pub use crate::gateway::refusal::Rest;
 pub use crate::gateway::upstream::Upstream;
+
+/// How long create-key may take at least, whatever is the limit for others: the primes of a long RSA key
+/// may be far to seek.
+pub const CREATE_TIME: Duration = Duration::from_secs(60);
+
+/// How long list-keys may take at least: it may read a million keys.
+pub const LIST_TIME: Duration = Duration::from_secs(60);
 
 /// The most bytes of a body.
 const MAX_BODY: usize = 64 * 1024;

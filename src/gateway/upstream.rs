@@ -26,6 +26,7 @@ use tower::ServiceExt;
 use tower::util::MapResponse;
 
 use crate::error::{Error, Kind};
+use crate::gateway::{CREATE_TIME, LIST_TIME};
 use crate::grpc::pb;
 use crate::grpc::pb::crypto_service_client::CryptoServiceClient;
 use crate::grpc::pb::crypto_service_server::CryptoService;
@@ -59,7 +60,7 @@ pub struct Upstream {
 
 impl Upstream {
     /// The services behind `channel`, each call bounded by `timeout` from before the connection is
-    /// made.
+    /// made, save those that may take [longer](CREATE_TIME).
     ///
     /// A lazy channel lets a gateway start before its upstream. Give the endpoint a connect timeout
     /// too: it bounds how long a dead address is tried before the next attempt.
@@ -79,6 +80,11 @@ impl Upstream {
         }
     }
 
+    /// How long a call may take, save those that may take longer.
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     fn checked(&self) -> Checked {
         (self.channel)().map_response(checked as fn(_) -> _)
     }
@@ -91,8 +97,11 @@ impl Upstream {
         KeyServiceClient::new(self.checked()).max_decoding_message_size(MAX_PAGE)
     }
 
-    /// The request as the upstream gets it, and how long it may take.
-    fn outgoing<T>(&self, request: Request<T>) -> Result<(Request<T>, Duration), Error> {
+    /// The request as the upstream gets it, and how long it may take: `allowed`, or less.
+    fn outgoing<T>(
+        request: Request<T>,
+        allowed: Duration,
+    ) -> Result<(Request<T>, Duration), Error> {
         let (theirs, _, message) = request.into_parts();
         let mut ours = MetadataMap::new();
         for name in FORWARDED {
@@ -110,7 +119,7 @@ impl Upstream {
                 "AK/SK signatures cannot be verified behind this gateway, use x-auth-token",
             ));
         }
-        let limit = time_left(&theirs).map_or(self.timeout, |left| left.min(self.timeout));
+        let limit = time_left(&theirs).map_or(allowed, |left| left.min(allowed));
         let mut request = Request::from_parts(ours, Extensions::default(), message);
         request.set_timeout(limit);
         Ok((request, limit))
@@ -123,16 +132,19 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// Implements a service by its client.
+/// Implements a service by its client. A method may have a time that it gets at least.
 macro_rules! forward {
-    ($Service:ident by $client:ident: $( $method:ident($request:ident) -> $response:ident; )+) => {
+    ($Service:ident by $client:ident: $(
+        $method:ident($request:ident) -> $response:ident $(, $least:ident)?;
+    )+) => {
         #[tonic::async_trait]
         impl $Service for Upstream {
             $( async fn $method(
                 &self,
                 request: Request<pb::$request>,
             ) -> Result<Response<pb::$response>, Status> {
-                let (request, limit) = self.outgoing(request)?;
+                let allowed = self.timeout $( .max($least) )?;
+                let (request, limit) = Self::outgoing(request, allowed)?;
                 match timeout(limit, self.$client().$method(request)).await {
                     Ok(answer) => answer,
                     Err(elapsed) => {
@@ -151,9 +163,9 @@ forward! { CryptoService by crypto:
 }
 
 forward! { KeyService by keys:
-    create_key(CreateKeyRequest) -> CreateKeyResponse;
+    create_key(CreateKeyRequest) -> CreateKeyResponse, CREATE_TIME;
     describe_key(DescribeKeyRequest) -> DescribeKeyResponse;
-    list_keys(ListKeysRequest) -> ListKeysResponse;
+    list_keys(ListKeysRequest) -> ListKeysResponse, LIST_TIME;
     enable_key(EnableKeyRequest) -> EnableKeyResponse;
     disable_key(DisableKeyRequest) -> DisableKeyResponse;
     schedule_key_deletion(ScheduleKeyDeletionRequest) -> ScheduleKeyDeletionResponse;

@@ -34,7 +34,7 @@ use crate::domain::caller::{Action, Caller};
 use crate::domain::places::Places;
 use crate::domain::request::RequestId;
 use crate::error::{self, Error, Kind};
-use crate::gateway::{Direct, Plain, Rest, project};
+use crate::gateway::{CREATE_TIME, Direct, LIST_TIME, Plain, Rest, project};
 use crate::grpc;
 use crate::grpc::status::{self, Grpc};
 use crate::grpc::unary::{self, Unary};
@@ -103,14 +103,9 @@ const METHODS: [&str; 17] = [
     "other",
 ];
 
-/// The number of CreateKey, and how long it may take at least: the primes of a long RSA key may be
-/// far to seek.
+/// The numbers of CreateKey and ListKeys, which may take [longer](CREATE_TIME) than others.
 const CREATE_KEY: usize = 2;
-const CREATE_TIME: Duration = Duration::from_secs(60);
-
-/// The number of ListKeys, and how long it may take at least: it may read a million keys.
 const LIST_KEYS: usize = 4;
-const LIST_TIME: Duration = Duration::from_secs(60);
 
 /// The numbers of RotateRootKey and BackUpStore, which answer with a stream, and how long they may take at
 /// least until it begins: both read the whole store before.

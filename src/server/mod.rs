@@ -644,7 +644,10 @@ pub async fn serve_gateway(
         tell_of_files(&mut metrics, &stale);
     }
     let metrics = Arc::new(metrics);
-    let limits = config::Limits::default();
+    let limits = config::Limits {
+        request_timeout: upstream.timeout(),
+        ..config::Limits::default()
+    };
     let lives = Lives {
         age: limits.connection_age,
         drain: config::Shutdown::default().drain,
