@@ -758,27 +758,15 @@ async fn a_request_without_a_credential_does_not_go_on_as_the_gateway() {
 }
 
 #[tokio::test]
-async fn the_smaller_of_the_callers_time_and_ours_is_given_to_the_upstream() {
+async fn a_grpc_timeout_means_nothing_over_rest() {
     let stub = Arc::new(Stub::default());
     let gateway = remote(serve(&stub).await, TEN_SECONDS);
-    for (theirs, milliseconds) in [
-        ("", 10_000),
-        ("2S", 2_000),
-        ("1500m", 1_500),
-        ("99999999H", 10_000),
-        ("999999999m", 10_000),
-        ("1x", 10_000),
-        ("1é", 10_000),
-        ("S", 10_000),
-        ("-1S", 10_000),
-    ] {
+    for theirs in ["", "2S", "1500m", "0n", "99999999H", "1x", "S"] {
         let headers = headers(&[("grpc-timeout", theirs), ("x-auth-token", "T")]);
         post(&gateway, &path("encrypt-data"), headers, "{}").await;
-        assert_eq!(
-            given(&stub),
-            Duration::from_millis(milliseconds),
-            "{theirs}"
-        );
+        let metadata = stub.last().metadata;
+        assert_eq!(metadata.get_all("grpc-timeout").iter().count(), 1);
+        assert_eq!(given(&stub), TEN_SECONDS, "{theirs}");
     }
 }
 
@@ -880,11 +868,6 @@ async fn an_upstream_that_does_not_answer_is_a_504() {
         let answer = call(&gateway, case.name, case.body.to_string()).await;
         answer.is(Kind::DeadlineExceeded, case.name);
     }
-    // The caller's own time runs out before ours.
-    let gateway = remote(address, Duration::from_secs(600));
-    let headers = headers(&[("grpc-timeout", "50m"), ("x-auth-token", "T")]);
-    let answer = post(&gateway, &path("encrypt-data"), headers, "{}").await;
-    answer.is(Kind::DeadlineExceeded, "");
 }
 
 #[tokio::test]

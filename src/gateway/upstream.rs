@@ -1,9 +1,10 @@
 //! The services of a remote kmsgate, for a gateway in a process of its own.
 //!
-//! A call is forwarded once, with the credentials, the trace context and the time that is left, and
-//! nothing else of what the caller sent. Whoever sends several credentials is refused by the
-//! upstream, which therefore gets all of them. Failures come back as they are: those of the remote
-//! service carry their row, and `refusal` tells any other as 504 or 502.
+//! A call is forwarded once, with the credentials and the trace context, and nothing else of what the
+//! caller sent. How long it may take is the gateway's to say: over REST no caller does. Whoever sends
+//! several credentials is refused by the upstream, which therefore gets all of them. Failures come back
+//! as they are: those of the remote service carry their row, and `refusal` tells any other as 504 or
+//! 502.
 
 use std::fmt;
 use std::sync::Arc;
@@ -97,11 +98,8 @@ impl Upstream {
         KeyServiceClient::new(self.checked()).max_decoding_message_size(MAX_PAGE)
     }
 
-    /// The request as the upstream gets it, and how long it may take: `allowed`, or less.
-    fn outgoing<T>(
-        request: Request<T>,
-        allowed: Duration,
-    ) -> Result<(Request<T>, Duration), Error> {
+    /// The request as the upstream gets it, which knows from it how long it may take.
+    fn outgoing<T>(request: Request<T>, limit: Duration) -> Result<Request<T>, Error> {
         let (theirs, _, message) = request.into_parts();
         let mut ours = MetadataMap::new();
         for name in FORWARDED {
@@ -119,10 +117,9 @@ impl Upstream {
                 "AK/SK signatures cannot be verified behind this gateway, use x-auth-token",
             ));
         }
-        let limit = time_left(&theirs).map_or(allowed, |left| left.min(allowed));
         let mut request = Request::from_parts(ours, Extensions::default(), message);
         request.set_timeout(limit);
-        Ok((request, limit))
+        Ok(request)
     }
 }
 
@@ -143,8 +140,8 @@ macro_rules! forward {
                 &self,
                 request: Request<pb::$request>,
             ) -> Result<Response<pb::$response>, Status> {
-                let allowed = self.timeout $( .max($least) )?;
-                let (request, limit) = Self::outgoing(request, allowed)?;
+                let limit = self.timeout $( .max($least) )?;
+                let request = Self::outgoing(request, limit)?;
                 match timeout(limit, self.$client().$method(request)).await {
                     Ok(answer) => answer,
                     Err(elapsed) => {
@@ -187,26 +184,6 @@ fn is_signed(metadata: &MetadataMap) -> bool {
     let scheme = value.as_encoded_bytes().get(..4).unwrap_or_default();
     let signed = scheme.eq_ignore_ascii_case(b"SDK-") || scheme.eq_ignore_ascii_case(b"V11-");
     signed && !metadata.contains_key("x-auth-token")
-}
-
-/// The time that the caller gives, if it says so as gRPC does: at most 8 digits and a unit.
-fn time_left(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let unit = text.chars().last()?;
-    let digits = text.strip_suffix(unit)?;
-    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    Some(match unit {
-        'H' => Duration::from_secs(count * 3600),
-        'M' => Duration::from_secs(count * 60),
-        'S' => Duration::from_secs(count),
-        'm' => Duration::from_millis(count),
-        'u' => Duration::from_micros(count),
-        'n' => Duration::from_nanos(count),
-        _ => return None,
-    })
 }
 
 /// A channel whose answers tonic can read without a panic.

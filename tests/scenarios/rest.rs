@@ -400,6 +400,14 @@ async fn a_request_id_of_the_callers_is_not_taken_over() {
     }
 }
 
+#[tokio::test]
+async fn a_grpc_timeout_means_nothing_over_rest() {
+    let world = World::start().await;
+    let hurried = world.rest().with_header("grpc-timeout", "1n");
+    let answer = hurried.call(&encrypt(DOCUMENTED, "x")).await;
+    answer.outcome.unwrap();
+}
+
 /// Runs a story, after which the same keys are there and the server works.
 async fn unchanged(story: impl AsyncFn(&Face)) {
     let world = World::start().await;
