@@ -657,10 +657,10 @@ async fn an_upstream_gets_credentials_trace_context_and_time_alone() {
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad-01"),
         ("tracestate", "a=1"),
         ("tracestate", "b=2"),
-        ("x-request-id", "0b67bf0abe6d9a8844030ded87109c9f"),
     ];
     let kept_back = [
         ("cookie", "c=1"),
+        ("x-request-id", "0b67bf0abe6d9a8844030ded87109c9f"),
         ("x-project-id", PROJECT),
         ("x-forwarded-for", "192.0.2.1"),
         ("grpc-encoding", "gzip"),
@@ -669,7 +669,7 @@ async fn an_upstream_gets_credentials_trace_context_and_time_alone() {
     ];
     let stub = Arc::new(Stub::default());
     let gateway = remote(serve(&stub).await, TEN_SECONDS);
-    let headers = headers(&[sent, kept_back].concat());
+    let headers = headers(&[&sent[..], &kept_back].concat());
     post(&gateway, &path("encrypt-data"), headers, "{}").await;
 
     let metadata = stub.last().metadata;
@@ -681,6 +681,31 @@ async fn an_upstream_gets_credentials_trace_context_and_time_alone() {
         assert!(metadata.get(name).is_none(), "{name}");
     }
     assert!(metadata.get("grpc-timeout").is_some());
+}
+
+#[tokio::test]
+async fn an_answer_has_the_request_id_of_the_upstream_if_that_is_a_kmsgate_s() {
+    let ours = "5a026c6d9a0b40410000000000000005";
+    for (theirs, told) in [
+        (ours, Some(ours)),
+        ("", None),
+        ("5a026c6d-9a0b-4041-0000-000000000005", None),
+        ("the-5th-request-of-a-proxy-there", None),
+    ] {
+        let gateway = web(move || {
+            let mut response = http::Response::new(Body::empty());
+            *response.headers_mut() = headers(&[
+                ("content-type", "application/grpc"),
+                ("grpc-status", "5"),
+                ("x-request-id", theirs),
+            ]);
+            response
+        })
+        .await;
+        let answer = call(&gateway, "encrypt-data", "{}").await;
+        let id = answer.headers.get("x-request-id");
+        assert_eq!(id.map(|id| id.to_str().unwrap()), told);
+    }
 }
 
 #[tokio::test]

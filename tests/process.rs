@@ -27,8 +27,8 @@ use kmsgate::crypto::root::RootKey;
 use kmsgate::server::{Server, StartError};
 
 use crate::program::{
-    Addresses, Dev, ENTRY, Grpc, PATIENCE, PROJECT, Program, Site, TOKEN, call, done, entry, fetch,
-    read_env, refused, run, send,
+    Addresses, Answer, Dev, ENTRY, Grpc, PATIENCE, PROJECT, Program, Site, TOKEN, call, done,
+    entry, fetch, read_env, refused, run, send,
 };
 
 /// The key of the documentation's example (contract, section 1.2), which `dev` makes first.
@@ -952,6 +952,38 @@ async fn a_gateway_serves_rest_for_a_remote_server() {
 }
 
 #[tokio::test]
+async fn the_request_id_that_a_gateway_tells_is_in_its_server_s_audit() {
+    let site = Site::new("");
+    let (program, at) = site.serve();
+    let (_gateway, front) = start_gateway(at.grpc, "10s", "0ms");
+    let nothing = json!({});
+    let no_key = json!({ "key_id": EXAMPLE_KEY });
+    let mut ids = Vec::new();
+    for (token, operation, body, status) in [
+        (TOKEN, "create-key", &json!({ "key_alias": "k" }), 200),
+        (TOKEN, "list-keys", &nothing, 200),
+        (TOKEN, "describe-key", &no_key, 404),
+        (TOKEN, "decrypt-data", &nothing, 400),
+        ("nobody", "list-keys", &nothing, 403),
+    ] {
+        let answer = call(front.rest, token, operation, body).await;
+        assert_eq!(answer.status.as_u16(), status, "{operation}: {answer:?}");
+        ids.push(request_id(&answer));
+    }
+    let audit = program.stop().0;
+    for id in ids {
+        let named = format!("\"request_id\":\"{id}\"");
+        assert_eq!(audit.matches(&named).count(), 1, "{id}: {audit}");
+    }
+
+    // What no server has answered has the gateway's own.
+    let lost = call(front.rest, TOKEN, "list-keys", &nothing).await;
+    assert_eq!(lost.status, StatusCode::BAD_GATEWAY, "{lost:?}");
+    let id = request_id(&lost);
+    assert!(id.len() == 32 && !audit.contains(&id), "{id}");
+}
+
+#[tokio::test]
 async fn a_gateway_says_when_its_upstream_is_gone_and_finds_it_again() {
     let site = Site::new("");
     let (program, at) = site.serve();
@@ -1031,6 +1063,11 @@ async fn an_address_in_use_is_named() {
         b"",
     );
     assert!(reason.contains(&taken), "{reason}");
+}
+
+/// The server's name for the request.
+fn request_id(answer: &Answer) -> String {
+    answer.headers["x-request-id"].to_str().unwrap().to_owned()
 }
 
 fn mode(path: &Path) -> u32 {

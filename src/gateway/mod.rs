@@ -36,8 +36,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
 use axum::routing::post;
-use http::Response;
+use http::header::HeaderName;
 use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -58,6 +59,10 @@ pub const CREATE_TIME: Duration = Duration::from_secs(60);
 
 /// How long list-keys may take at least: it may read a million keys.
 pub const LIST_TIME: Duration = Duration::from_secs(60);
+
+/// The header that names a request, in every answer. The gateway sets it to what a remote kmsgate said, and
+/// the layers in front where nobody did.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The most bytes of a body.
 const MAX_BODY: usize = 64 * 1024;
@@ -162,10 +167,30 @@ async fn project_id<S: Send + Sync>(parts: &mut Parts, state: &S) -> Option<Stri
 
 /// What the service answered, as the caller reads it.
 fn answer<M: IntoJson>(answer: Result<tonic::Response<M>, Status>) -> Response<Body> {
-    match answer.map(|response| response.into_inner().into_json()) {
+    let id = request_id(match &answer {
+        Ok(response) => response.metadata(),
+        Err(status) => status.metadata(),
+    });
+    let mut told = match answer.map(|response| response.into_inner().into_json()) {
         Ok(Some(body)) => response::found(body),
         // A success that cannot be told is none.
         Ok(None) => refusal::told(&Kind::BadUpstream.into()),
         Err(status) => refusal::retold(status),
+    };
+    if let Some(id) = id {
+        told.headers_mut().insert(REQUEST_ID, id);
     }
+    told
+}
+
+/// The id that a remote kmsgate gave the request, by which it is in that server's log and audit. One of
+/// another form is a proxy's, and in neither.
+fn request_id(metadata: &MetadataMap) -> Option<HeaderValue> {
+    let headers: &HeaderMap = metadata.as_ref();
+    let mut id = headers.get(REQUEST_ID)?.clone();
+    // No two are the same, so HTTP/2 need not remember it for compression (RFC 7541, section 7.1).
+    id.set_sensitive(true);
+    let digits = id.as_bytes();
+    let is_one = digits.len() == 32 && digits.iter().all(u8::is_ascii_hexdigit);
+    is_one.then_some(id)
 }

@@ -34,15 +34,8 @@ use crate::grpc::pb::crypto_service_server::CryptoService;
 use crate::grpc::pb::key_service_client::KeyServiceClient;
 use crate::grpc::pb::key_service_server::KeyService;
 
-/// What is forwarded as it is. The request id is the one that the layers in front gave; the
-/// upstream so far gives the request another in its own log.
-const FORWARDED: [&str; 5] = [
-    "x-auth-token",
-    "authorization",
-    "traceparent",
-    "tracestate",
-    "x-request-id",
-];
+/// What is forwarded as it is.
+const FORWARDED: [&str; 4] = ["x-auth-token", "authorization", "traceparent", "tracestate"];
 
 /// The most bytes of an answer about data. A request needs no bound here: the body that it was made
 /// of had one, and a message that is nevertheless too long is the upstream's to refuse.

@@ -16,7 +16,7 @@ use tower::Service;
 
 use crate::auth::Peer;
 use crate::server::bind::Listener;
-use crate::server::front::Body;
+use crate::server::body::Body;
 use crate::server::listen::{self, Answer, Lives};
 use crate::store::{Address, KeyStore};
 use crate::telemetry::Metrics;
@@ -123,7 +123,7 @@ struct Probes(Router);
 impl Answer for Probes {
     async fn answer(&self, _: &Peer, request: Request<Incoming>) -> Response<Body> {
         match self.0.clone().call(request).await {
-            Ok(response) => response.map(Body::Other),
+            Ok(response) => response.map(Body::from),
             Err(never) => match never {},
         }
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -34,7 +34,7 @@ use crate::domain::caller::{Action, Caller};
 use crate::domain::places::Places;
 use crate::domain::request::RequestId;
 use crate::error::{self, Error, Kind};
-use crate::gateway::{CREATE_TIME, Direct, LIST_TIME, Plain, Rest, project};
+use crate::gateway::{CREATE_TIME, Direct, LIST_TIME, Plain, REQUEST_ID, Rest, project};
 use crate::grpc;
 use crate::grpc::status::{self, Grpc};
 use crate::grpc::unary::{self, Unary};
@@ -58,9 +58,6 @@ const ROOM: usize = 64 * 1024;
 
 /// A deadline that may have passed when a request has only just been read.
 const SHORT: Duration = Duration::from_millis(1);
-
-/// The header that names a request, in every answer.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Which face a front stands before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -463,10 +460,8 @@ impl Front {
             guard.kms.limits.request(&known.caller)?;
             self.check_project(method, parts.uri.path(), &known.caller)?;
             parts.extensions.insert(Arc::clone(known));
-        } else {
-            // The upstream decides. It gives an id of its own, and may log this one beside it.
-            parts.headers.insert(REQUEST_ID, header(id));
         }
+        // Where there is none, the upstream decides.
         let place = self.common.in_flight.try_acquire();
         Ok(Some(place.map_err(|_| Kind::Throttled)?))
     }
@@ -620,7 +615,9 @@ impl Answer for Front {
             code: code.unwrap_or_default(),
         };
         common.requests.ended(ended, begun.elapsed());
-        response.headers_mut().insert(REQUEST_ID, header(id));
+        // The id of a gateway's upstream stays: what is logged and audited is so under that one.
+        let headers = response.headers_mut();
+        headers.entry(REQUEST_ID).or_insert_with(|| header(id));
         if foreign {
             // Who does not speak gRPC looks at nothing else.
             *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
