@@ -25,7 +25,7 @@ use kmsgate::service::{Call, Context, Decrypt, Encrypt, Kms, Listings, NewKey, S
 use kmsgate::store::codec::Codec;
 use kmsgate::store::root_keys::RootKeys;
 use kmsgate::store::sqlite::Sqlite;
-use kmsgate::store::{Address, Record};
+use kmsgate::store::{Address, Change, Record};
 
 const HOUR: i64 = 3_600_000;
 const DAY: i64 = 24 * HOUR;
@@ -188,6 +188,31 @@ async fn a_cancelled_deletion_is_off() {
         house.state(key).await.unwrap_err().kind(),
         Kind::KeyNotFound
     );
+}
+
+#[tokio::test]
+async fn a_place_in_the_queue_that_was_put_back_destroys_nothing() {
+    let house = House::new();
+    let key = house.create("k").await;
+    house.schedule(key, 7).await.unwrap();
+    let place = Address::Deletion(project(), key);
+    let old = house.kms.store.get(&place).await.unwrap().unwrap();
+    house.cancel(key).await.unwrap();
+    // As who can write the store may do with what it had before.
+    let put_back = vec![Change::create(old.record)];
+    house.kms.store.put(put_back).await.unwrap();
+    house.let_pass(8 * DAY).await;
+    assert_eq!(house.state(key).await.unwrap(), KeyState::Disabled);
+    // Neither when the key is to be destroyed later.
+    let found = house.kms.store.get(&place).await.unwrap().unwrap();
+    let erased = vec![Change::erase(place.clone(), found.revision)];
+    house.kms.store.put(erased).await.unwrap();
+    house.schedule(key, 30).await.unwrap();
+    let later = house.kms.store.get(&place).await.unwrap().unwrap();
+    let put_back = vec![Change::replace(found.record, later.revision)];
+    house.kms.store.put(put_back).await.unwrap();
+    house.let_pass(8 * DAY).await;
+    assert_eq!(house.state(key).await.unwrap(), KeyState::PendingDeletion);
 }
 
 #[tokio::test]

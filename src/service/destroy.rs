@@ -115,6 +115,9 @@ impl Kms {
         let Some((Record::Key(key), revision)) = found.map(|key| (key.record, key.revision)) else {
             return self.destroyed_meanwhile(&place).await;
         };
+        if key.deletion != Some(deletion.due) {
+            return self.still_wanted(&place, queued).await;
+        }
         let named = Address::Alias(key.project.clone(), key.alias.clone());
         let Some(owned) = self.store.get(&named).await? else {
             return self.destroyed_meanwhile(&place).await;
@@ -148,6 +151,18 @@ impl Kms {
             outcome: Outcome::Destroyed,
         });
         Ok(true)
+    }
+
+    /// Somebody cancelled the deletion of a key, or scheduled it anew, since the queue was read; or somebody who can
+    /// write the store has put back a place in the queue that is not the key's any more. Nothing is destroyed.
+    async fn still_wanted(&self, place: &Address, queued: Revision) -> Result<bool, Error> {
+        match self.store.get(place).await? {
+            Some(found) if found.revision == queued => {
+                let why = "it stands in the deletion queue, and its record says otherwise";
+                Err(Error::from(Kind::Internal).caused_by(why))
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Another server that sweeps the same store was faster, if the key's place in the queue is gone
