@@ -122,7 +122,7 @@ fn what_is_sealed_again_needs_the_new_root_key_alone_and_is_the_same_key() {
 fn a_software_provider_has_its_configured_name_and_knows_its_kind_of_seal() {
     for (provider, configured) in software() {
         assert_eq!(provider.name(), configured);
-        assert_eq!(provider.place(), Place::Pool);
+        assert_eq!(provider.place(None), Place::Pool);
         let sealed = provider.generate(&name(KeySpec::Aes256)).unwrap();
         assert!(provider.opens(&sealed), "{configured}");
         let mut other_kind = sealed;

@@ -61,9 +61,9 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// name or root key.
     fn open(&self, name: &VersionName, key: &SealedKey) -> Result<OpenKey, ProviderError>;
 
-    /// Where [`generate`](Self::generate) and [`open`](Self::open) are to be called for a key that has
-    /// two halves.
-    fn place(&self) -> Place;
+    /// Where [`open`](Self::open) is to be called for this key, or [`generate`](Self::generate). A key with one
+    /// half is short work where it is for the pool.
+    fn place(&self, key: Option<&SealedKey>) -> Place;
 
     /// Seals a key again under the root key that seals now; none if it was sealed by that one. The
     /// material stays the same, and stays inside.

@@ -72,8 +72,8 @@ pub trait Root: fmt::Debug + Send + Sync {
     /// The name of the root key that seals.
     fn id(&self) -> RootKeyId;
 
-    /// Whether sealing or opening waits for a device.
-    fn is_device(&self) -> bool {
+    /// Whether opening this key waits for a device, or sealing one.
+    fn is_device(&self, _: Option<&SealedKey>) -> bool {
         false
     }
 
@@ -121,6 +121,13 @@ impl Roots {
         self.previous.iter().map(|root| root.mac_key()).collect()
     }
 
+    /// The one that sealed a key.
+    fn sealer(&self, key: &SealedKey) -> Option<&dyn Root> {
+        let id = sealer(key)?;
+        let mut all = self.all();
+        all.find(|root| root.id() == id && root.seals(key))
+    }
+
     fn all(&self) -> impl Iterator<Item = &dyn Root> {
         let all = [&self.sealing].into_iter().chain(&self.previous);
         all.map(|root| &**root)
@@ -133,10 +140,8 @@ impl Root for Roots {
     }
 
     fn open(&self, name: &VersionName, key: &SealedKey) -> Result<Material, ProviderError> {
-        let sealer = sealer(key).ok_or(ProviderError::BadSeal)?;
-        let mut all = self.all();
-        let root = all.find(|root| root.id() == sealer && root.seals(key));
-        root.ok_or(ProviderError::BadSeal)?.open(name, key)
+        let root = self.sealer(key).ok_or(ProviderError::BadSeal)?;
+        root.open(name, key)
     }
 
     fn seals(&self, key: &SealedKey) -> bool {
@@ -151,8 +156,13 @@ impl Root for Roots {
         self.sealing.id()
     }
 
-    fn is_device(&self) -> bool {
-        self.all().any(Root::is_device)
+    fn is_device(&self, key: Option<&SealedKey>) -> bool {
+        match key {
+            None => self.sealing.is_device(None),
+            Some(key) => self
+                .sealer(key)
+                .is_some_and(|root| root.is_device(Some(key))),
+        }
     }
 }
 
@@ -421,6 +431,51 @@ mod tests {
         );
         for text in [&*text, text.trim_end(), &text.replace('\n', "\r\n")] {
             assert_eq!(RootKey::parse(text).unwrap().id(), root.id());
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_device_is_what_its_root_key_sealed() {
+        let device: Arc<dyn Root> = Arc::new(InADevice(RootKey::generate().unwrap()));
+        let file: Arc<dyn Root> = root();
+        let material = Material::new(vec![5; 32]);
+        let by = |root: &Arc<dyn Root>| root.seal(&name(), &material).unwrap();
+        let (theirs, ours) = (by(&device), by(&file));
+        let left = Roots::new(Arc::clone(&file), vec![Arc::clone(&device)]).unwrap();
+        let entered = Roots::new(device, vec![file]).unwrap();
+        for (roots, makes) in [(left, false), (entered, true)] {
+            assert_eq!(roots.is_device(None), makes);
+            assert!(roots.is_device(Some(&theirs)));
+            assert!(!roots.is_device(Some(&ours)));
+        }
+    }
+
+    #[derive(Debug)]
+    struct InADevice(RootKey);
+
+    impl Root for InADevice {
+        fn seal(&self, name: &VersionName, key: &Material) -> Result<SealedKey, ProviderError> {
+            self.0.seal(name, key)
+        }
+
+        fn open(&self, name: &VersionName, key: &SealedKey) -> Result<Material, ProviderError> {
+            self.0.open(name, key)
+        }
+
+        fn seals(&self, key: &SealedKey) -> bool {
+            self.0.seals(key)
+        }
+
+        fn mac_key(&self) -> Result<MacKey, ProviderError> {
+            Root::mac_key(&self.0)
+        }
+
+        fn id(&self) -> RootKeyId {
+            Root::id(&self.0)
+        }
+
+        fn is_device(&self, _: Option<&SealedKey>) -> bool {
+            true
         }
     }
 

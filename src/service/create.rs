@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::crypto::VersionName;
 use crate::crypto::pool::{Share, briefly};
+use crate::crypto::{Place, VersionName};
 use crate::domain::cost::{READ, WRITE, Work};
 use crate::domain::key::{
     Family, KeyAlias, KeyDescription, KeyId, KeySpec, KeyState, KeyUsage, KeyVersion,
@@ -93,11 +93,11 @@ impl Kms {
     ) -> Result<Vec<u8>, Error> {
         let providers = Arc::clone(&self.providers);
         let spec = name.spec;
-        let place = providers.maker(spec)?.place();
+        let place = providers.maker(spec)?.place(None);
         let generate = move || providers.maker(name.spec)?.generate(&name);
-        let sealed = match spec.family() {
-            Family::Symmetric => briefly(generate).await?,
-            Family::Rsa | Family::Sm2 => pool.run(place, spec.micros(Work::Make), generate).await?,
+        let sealed = match (place, spec.family()) {
+            (Place::Pool, Family::Symmetric) => briefly(generate).await?,
+            _ => pool.run(place, spec.micros(Work::Make), generate).await?,
         };
         Ok(sealed?.0)
     }

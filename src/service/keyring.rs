@@ -28,7 +28,7 @@ use quick_cache::{DefaultHashBuilder, Equivalent, OptionsBuilder, Weighter};
 use tokio::sync::Semaphore;
 
 use crate::crypto::pool::{PoolError, Share, briefly};
-use crate::crypto::{OpenKey, Providers, SealedKey, VersionName};
+use crate::crypto::{OpenKey, Place, Providers, SealedKey, VersionName};
 use crate::domain::cost::Work;
 use crate::domain::key::{Family, KeyId, KeyVersion, ProjectId};
 use crate::domain::time::micros;
@@ -345,26 +345,25 @@ impl Held {
         if let Some(opened) = opening.get() {
             return Ok(Some(opened));
         }
-        let family = self.record.spec.family();
-        let line = match family {
-            Family::Symmetric => None,
-            Family::Rsa | Family::Sm2 => Some(pool.line()),
-        };
+        let spec = self.record.spec;
+        let sealed = SealedKey(record.sealed.clone());
+        let place = providers.opener(spec, &sealed)?.place(Some(&sealed));
+        let brief = place == Place::Pool && spec.family() == Family::Symmetric;
+        let line = (!brief).then(|| pool.line());
         let open = || async move {
             let name = VersionName {
                 project: self.record.project.clone(),
                 key_id: self.record.key_id,
                 version,
-                spec: self.record.spec,
+                spec,
             };
             let sealed = SealedKey(record.sealed.clone());
             let providers = Arc::clone(providers);
-            let spec = name.spec;
-            let place = providers.opener(spec, &sealed)?.place();
-            let open = move || providers.opener(name.spec, &sealed)?.open(&name, &sealed);
-            let opened = match family {
-                Family::Symmetric => briefly(open).await?,
-                Family::Rsa | Family::Sm2 => pool.run(place, spec.micros(Work::Open), open).await?,
+            let open = move || providers.opener(spec, &sealed)?.open(&name, &sealed);
+            let opened = if brief {
+                briefly(open).await?
+            } else {
+                pool.run(place, spec.micros(Work::Open), open).await?
             };
             opened.map_err(Error::from)
         };

@@ -20,7 +20,7 @@ pub(crate) fn under_its_root_key() -> RustCrypto {
         Arc::new(root.unwrap())
     });
     let provider = RustCrypto::new(Arc::<TokenRoot>::clone(root));
-    assert_eq!(provider.place(), Place::Device);
+    assert_eq!(provider.place(None), Place::Device);
     provider
 }
 

@@ -74,8 +74,8 @@ impl Provider for AwsLc {
         ready(name, &material).ok_or(ProviderError::BadSeal)
     }
 
-    fn place(&self) -> Place {
-        if self.root.is_device() {
+    fn place(&self, key: Option<&SealedKey>) -> Place {
+        if self.root.is_device(key) {
             Place::Device
         } else {
             Place::Pool

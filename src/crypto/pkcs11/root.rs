@@ -246,7 +246,7 @@ impl Root for TokenRoot {
         RootKeyId(self.id)
     }
 
-    fn is_device(&self) -> bool {
+    fn is_device(&self, _: Option<&SealedKey>) -> bool {
         true
     }
 }

@@ -190,8 +190,13 @@ impl Provider for TokenRsa {
         })))
     }
 
-    fn place(&self) -> Place {
-        Place::Device
+    fn place(&self, key: Option<&SealedKey>) -> Place {
+        // A pair is made in the token. What is sealed only names it.
+        if key.is_none() || self.root.is_device(key) {
+            Place::Device
+        } else {
+            Place::Pool
+        }
     }
 
     fn reseal(

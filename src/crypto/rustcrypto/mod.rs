@@ -64,8 +64,8 @@ impl Provider for RustCrypto {
         ready(name, &material).ok_or(ProviderError::BadSeal)
     }
 
-    fn place(&self) -> Place {
-        if self.root.is_device() {
+    fn place(&self, key: Option<&SealedKey>) -> Place {
+        if self.root.is_device(key) {
             Place::Device
         } else {
             Place::Pool
