@@ -90,7 +90,9 @@ def material():
     long = der(VECTORS / "rsa_3072.pem")
     put("key_material", aes=b"\0" + bytes(32), short=b"\0" + bytes(31), rsa_2048=b"\x02" + rsa,
         rsa_3072=b"\x04" + long, sm2=b"\x08" + sm2, other=b"\x08" + rsa,
-        sealed=b"\x01\x01" + bytes(80), sealed_rsa=b"\x03\x01" + bytes(300),
+        sealed=b"\x01\0", sealed_rsa=b"\x03\x03", sealed_sm2=b"\x09\0", bit=b"\x01\x01\0\0\x2a\x01", cut=b"\x05\x02\x01\0\x01",
+        longer=b"\x09\0\x02" + part("x"), project=b"\x01\0\x03" + part("p"), id=b"\x03\0\x04\x23b",
+        version=b"\x07\0\x05\0\x02", spec=b"\x03\0\x06\x02", undone=b"\x01\x03" + b"\0\0\x2a\x01" * 2,
         rsa_3072_wrong_qinv=b"\x04" + long[:-1] + bytes([long[-1] ^ 1]))
 
 
