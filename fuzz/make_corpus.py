@@ -114,7 +114,8 @@ def bodies():
         put("json_body", **{name: bytes([number]) + json.dumps(common | members).encode()})
     put("json_body", base64=b"\0" + json.dumps(common | {"plain_text_base64": "Zm9vYg=="}).encode(),
         both=b'\0{"plain_text":"a","plain_text_base64":"Zg=="}', null=b'\x05{"key_id":null}',
-        twice=b'\x05{"key_id":"a","key_id":"b"}', number=b'\x05{"key_id":5}',
+        twice=b'\x05{"key_id":"a","key_id":"b"}',
+        within=b'\x05{"x":[{"y:":1,"y\\u003a":{"z":2}}]}', alike=b'\x05{"x:\\"":1,"y":{"x:\\"":2}}', number=b'\x05{"key_id":5}',
         unknown=b'\x05{"x":[1,-2.5e3,true,null,{"y":{}}],"key_id":"\\ud834\\udd1e\\u0000"}',
         half=b'\x05{"key_id":"\\ud834"}', binary=b'\x05{"key_id":"\xff"}', deep=b'\x05{"x":' + b"[" * 130)
 
