@@ -122,7 +122,7 @@ def bodies():
 
 def signatures():
     def request(kind, target, value, body):
-        return bytes([kind, 1]) + part(target) + part(value) + body
+        return bytes([kind, 1, 0, 2]) + part(target) + part(value) + body
 
     put("signature", plain=request(0, "/v1.0/p/kms/list-keys", "value", b"{}"),
         query=request(6, "/a%2fb/%zz/?b=2&a=1&a=%41+&&c", " two  words ", b""),
@@ -166,12 +166,12 @@ def files():
         local=token.replace("+08:00", ""), empty="", unknown=token + "x = 1\n",
         made=b"!" + part("billing") + part(PROJECT) + part("kms:*") + b"token",
         quoted=b"!" + part('b"\n') + part("p") + part("kms:cmk:*") + b"\xff")
-    secret = "SKEXAMPLEsecretsecretsecretsecretsecret"
-    key = (f'[[access_key]]\naccess_key = "AKEXAMPLE0000000000"\nsecret_key = "{secret}"\nname = "billing"\n'
+    key = (f'[[access_key]]\naccess_key = "AKEXAMPLE0000000000"\nsecret_key = "@"\nname = "billing"\n'
            f'project = "{PROJECT}"\nexpires = 2027-01-01T00:00:00Z\nactions = ["kms:cmk:*"]\n')
-    put("access_key_file", file=key, twice=key * 2, misplaced=key.replace('"billing"', f'["{secret}"]'),
-        number=key.replace(f'"{PROJECT}"', secret), unknown=key + f'{secret} = 1\n', empty="",
-        unnamed=key.replace('name = "billing"\n', ""), cut=key[:75])
+    secret = part("secretsecretsecretsecret")
+    texts = dict(file=key, twice=key * 2, misplaced=key.replace('"billing"', '["@"]'), number=key.replace(f'"{PROJECT}"', "@"),
+                 unknown=key + "@ = 1\n", empty="", unnamed=key.replace('name = "billing"\n', ""), cut=key[:key.index("@") + 1])
+    put("access_key_file", quoted=part('"\n') + key.encode(), **{name: secret + text.encode() for name, text in texts.items()})
     rule = ('[[rule]]\nname = "a"\neffect = "allow"\ncallers = ["billing", "billing-*"]\nroles = ["auditor"]\n'
             f'projects = ["{PROJECT}"]\nactions = ["kms:cmk:encrypt*"]\nkeys = ["alias:billing/*", "{KEY}"]\n'
             'algorithms = ["SYMMETRIC_DEFAULT"]\n').encode()
