@@ -539,10 +539,16 @@ fn rsa_takes_numbers_below_the_modulus_alone(provider: &dyn Provider) {
         ] {
             refused(pair.decrypt(&number), &(spec, why));
         }
+        // Modulo n the second is the same number as the first, and so would open if it were reduced.
+        let mut all = std::iter::repeat_with(|| pair.encrypt(&secret(b"x")).unwrap());
+        let (good, beyond) = all
+            .find_map(|good| sum(&good, modulus).map(|beyond| (good, beyond)))
+            .unwrap();
+        assert_eq!(good.len(), length);
+        assert_eq!(pair.decrypt(&good).unwrap().expose(), b"x");
+        refused(pair.decrypt(&beyond), &(spec, "c + n"));
         // The same number with a zero before it is not the same ciphertext.
-        let ciphertext = pair.encrypt(&secret(b"x")).unwrap();
-        assert_eq!(ciphertext.len(), length);
-        refused(pair.decrypt(&[&[0], &ciphertext[..]].concat()), &spec);
+        refused(pair.decrypt(&[&[0], &good[..]].concat()), &spec);
     }
 }
 
@@ -793,6 +799,19 @@ fn changed(bytes: &[u8], at: usize) -> Vec<u8> {
     let mut changed = bytes.to_vec();
     changed[at] ^= 1;
     changed
+}
+
+/// The sum of two numbers of one length, the highest byte first, if it has that length too.
+fn sum(one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
+    assert_eq!(one.len(), other.len());
+    let mut sum = vec![0; one.len()];
+    let mut carry = 0;
+    for (digit, (one, other)) in sum.iter_mut().zip(one.iter().zip(other)).rev() {
+        let [high, low] = (u16::from(*one) + u16::from(*other) + carry).to_be_bytes();
+        *digit = low;
+        carry = u16::from(high);
+    }
+    (carry == 0).then_some(sum)
 }
 
 fn longer(bytes: &[u8]) -> Vec<u8> {

@@ -146,6 +146,16 @@ async fn every_bad_rsa_ciphertext_is_told_alike() {
             assert_eq!(number.len(), 256);
             refused_rsa(face, RSA_2048, number).await;
         }
+        // Modulo n the second is the same number as the first, and so would open if it were reduced.
+        let (good, beyond) = loop {
+            let good = bytes(&face.done(&call).await["cipher_text"]);
+            if let Some(beyond) = sum(&good, &n) {
+                break (good, beyond);
+            }
+        };
+        let opened = face.done(&under(RSA_2048, RSA, &good)).await;
+        assert_eq!(opened["plain_text"], "x");
+        refused_rsa(face, RSA_2048, &beyond).await;
         for (key, length) in [(RSA_3072, 384), (RSA_4096, 512)] {
             for length in [length - 1, length, length + 1] {
                 refused_rsa(face, key, &vec![0x5a; length]).await;
@@ -313,6 +323,19 @@ async fn refused_rsa(face: &Face, key: &str, ciphertext: &[u8]) {
     let call = under(key, RSA, ciphertext);
     let refusal = face.refused(Kind::RsaDecryptionFailed, &call).await;
     assert_eq!(refusal.message, Kind::RsaDecryptionFailed.row().text);
+}
+
+/// The sum of two numbers of one length, the highest byte first, if it has that length too.
+fn sum(one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
+    assert_eq!(one.len(), other.len());
+    let mut sum = vec![0; one.len()];
+    let mut carry = 0;
+    for (digit, (one, other)) in sum.iter_mut().zip(one.iter().zip(other)).rev() {
+        let [high, low] = (u16::from(*one) + u16::from(*other) + carry).to_be_bytes();
+        *digit = low;
+        carry = u16::from(high);
+    }
+    (carry == 0).then_some(sum)
 }
 
 /// `SEQUENCE { x INTEGER, y INTEGER, C3 OCTET STRING, C2 OCTET STRING }`, and what may wrongly
