@@ -1096,7 +1096,7 @@ async fn encrypt(at: Addresses, token: &str, key: &str, text: &str) -> String {
 fn metric(metrics: &str, name: &str) -> u64 {
     let mut lines = metrics.lines().filter_map(|line| line.strip_prefix(name));
     let found = lines.find_map(|rest| rest.strip_prefix(' ')?.parse().ok());
-    found.unwrap_or_default()
+    found.unwrap_or_else(|| panic!("no {name} in {metrics}"))
 }
 
 async fn wait_for_metric(at: Addresses, line: &str) {
