@@ -6,6 +6,7 @@ use hkdf::Hkdf;
 use http::HeaderMap;
 use kmsgate::domain::frame::{Head, Suite};
 use kmsgate::domain::key::KeyVersion;
+use kmsgate::error::Kind;
 use rsa::pkcs8::DecodePublicKey;
 use sha2::Sha256;
 use xaes_256_gcm::Xaes256Gcm;
@@ -89,7 +90,7 @@ async fn a_frame_that_does_not_open_has_one_answer_to_the_byte() {
         // Not the key that the frame names.
         calls.push(with(&good).with("key_id", other.as_str()));
         calls.push(with(&good).with("key_id", NOBODY));
-        answers_alike(&face, &calls).await;
+        answers_alike(&face, Kind::InvalidCiphertext, &calls).await;
     }
 }
 
@@ -124,7 +125,8 @@ async fn an_rsa_ciphertext_that_does_not_open_has_one_answer_to_the_byte() {
             ]);
             bad.extend(no_oaep(&face, octet).await);
             let calls: Vec<Call> = bad.iter().map(|bad| under(RSA_2048, RSA, bad)).collect();
-            answers_alike(&face, &calls).await;
+            face.done(&under(RSA_2048, RSA, &good)).await;
+            answers_alike(&face, Kind::RsaDecryptionFailed, &calls).await;
         }
     }
 }
@@ -181,12 +183,14 @@ async fn an_sm2_ciphertext_that_does_not_open_has_one_answer_to_the_byte() {
         calls.push(under(SM2, "SM2_ENCRYPT", &[&good[..], &[0]].concat()));
         calls.push(under(SM2, "SM2_ENCRYPT", &[0x5a; 140]));
         calls.push(under(&other, "SM2_ENCRYPT", &good));
-        answers_alike(&face, &calls).await;
+        face.done(&under(SM2, "SM2_ENCRYPT", &good)).await;
+        answers_alike(&face, Kind::InvalidCiphertext, &calls).await;
     }
 }
 
-/// Makes the calls, which must all be refused, and compares everything that comes back.
-async fn answers_alike(face: &Face, calls: &[Call]) {
+/// Makes the calls, which must all be refused with this row and not a word more, and compares
+/// everything that comes back.
+async fn answers_alike(face: &Face, kind: Kind, calls: &[Call]) {
     let mut first = None;
     for (number, call) in calls.iter().enumerate() {
         let body = match face.over {
@@ -195,10 +199,12 @@ async fn answers_alike(face: &Face, calls: &[Call]) {
         };
         let raw = face.post(&face.path("decrypt-data"), body).await;
         let read = face.read("decrypt-data", &raw);
-        assert!(read.outcome.is_err(), "call {number} over {:?}", face.over);
+        let about = format!("call {number} over {:?}", face.over);
+        read.is(kind, &about);
+        assert_eq!(read.refusal().message, kind.row().text, "{about}");
         let answer = without_what_is_the_requests_own(raw);
         let first = first.get_or_insert_with(|| answer.clone());
-        assert_eq!(&answer, first, "call {number} over {:?}", face.over);
+        assert_eq!(&answer, first, "{about}");
     }
 }
 
