@@ -105,7 +105,7 @@ async fn a_server_and_a_gateway_write_no_secret() {
         drive_credentials(&mut seen, front.rest).await,
     ];
     for address in [at.grpc, at.rest, at.admin, front.rest, front.admin] {
-        drive_garbage(address).await;
+        drive_garbage(&mut seen, address).await;
     }
     drive_credential_files(&site, &server).await;
     for (name, address) in [("server", at.admin), ("gateway", front.admin)] {
@@ -130,6 +130,8 @@ async fn a_server_and_a_gateway_write_no_secret() {
     seen.holds_none_of(&secrets);
     seen.is_of_every_method();
     seen.is_a_real_search();
+    seen.has_every_line_of("server");
+    seen.has_every_line_of("gateway");
 }
 
 #[tokio::test]
@@ -188,6 +190,7 @@ async fn a_dev_server_and_the_commands_write_no_secret() {
     let root = RootKey::load(&dir.path().join("root.key")).unwrap();
     secrets.add_root(&root);
     seen.holds_none_of(&secrets);
+    seen.has_every_line_of("dev");
 }
 
 #[test]
@@ -364,6 +367,9 @@ fn the_search_finds_a_secret_however_it_is_written() {
     for written in [
         PLAINTEXT.to_owned(),
         format!("{:?}", &PLAINTEXT[..20]),
+        PLAINTEXT[8..].to_owned(),
+        STANDARD.encode(&bytes[8..]),
+        hex(&bytes[8..]),
         STANDARD.encode(padded(0)),
         STANDARD.encode(padded(1)),
         URL_SAFE.encode(padded(2)),
@@ -453,8 +459,13 @@ struct Secrets {
 impl Secrets {
     fn add(&mut self, name: &str, secret: impl AsRef<[u8]>) {
         let secret = secret.as_ref();
-        // Enough to be no accident, for a secret may be cut short.
-        let part = &secret[..secret.len().min(16)];
+        // Enough to be no accident, for a secret may be cut short at either end.
+        let part = secret.len().min(16);
+        self.add_part(name, &secret[..part]);
+        self.add_part(name, &secret[secret.len() - part..]);
+    }
+
+    fn add_part(&mut self, name: &str, part: &[u8]) {
         let listed = |list: String| list.trim_matches(['[', ']']).to_owned();
         let quoted = format!("{:?}", Bytes::copy_from_slice(part));
         let quoted = quoted[2..quoted.len() - 1].to_owned();
@@ -608,6 +619,15 @@ impl Seen {
         written("audit", ACCESS_KEY);
         written("metrics of the server", "KMS.2201");
         written("metrics of the gateway", "KMS.2201");
+        written("answer to garbage", "HTTP/1.1 400 ");
+    }
+
+    /// A program wrote lines of its own at the lowest level at which it has any: all were turned on.
+    fn has_every_line_of(&self, program: &str) {
+        let place = format!("standard error of the {program}");
+        let lowest = |line: &str| line.contains("DEBUG") && line.contains("kmsgate::");
+        let mut texts = self.texts.iter().filter(|(name, _)| *name == place);
+        assert!(texts.any(|(_, text)| text.lines().any(lowest)), "{place}");
     }
 }
 
@@ -784,6 +804,30 @@ async fn drive_grpc(seen: &mut Seen, address: SocketAddr, token: &str) {
         assert_eq!(opened.plain_text, PLAINTEXT);
         ask!(crypto.decrypt_data(wrong)).err().unwrap();
     }
+    macro_rules! succeed {
+        ($($method:ident($request:ident { $($field:ident: $value:expr),* });)+) => { $(
+            ask!(keys.$method(pb::$request {
+                $($field: $value,)*
+                ..pb::$request::default()
+            }))
+            .unwrap();
+        )+ };
+    }
+    let again = format!("grpc-again-{}", address.port());
+    succeed! {
+        describe_key(DescribeKeyRequest { key_id: key.clone() });
+        disable_key(DisableKeyRequest { key_id: key.clone() });
+        enable_key(EnableKeyRequest { key_id: key.clone() });
+        rotate_on_demand(RotateOnDemandRequest { key_id: key.clone() });
+        get_public_key(GetPublicKeyRequest { key_id: rsa.clone() });
+        update_key_alias(UpdateKeyAliasRequest { key_id: key.clone(), key_alias: again });
+        update_key_description(UpdateKeyDescriptionRequest { key_id: key.clone(), key_description: "again".to_owned() });
+        schedule_key_deletion(ScheduleKeyDeletionRequest { key_id: key.clone(), pending_days: Some(7) });
+        cancel_key_deletion(CancelKeyDeletionRequest { key_id: key.clone() });
+        enable_key(EnableKeyRequest { key_id: key.clone() });
+        list_keys(ListKeysRequest { limit: Some(1000) });
+    }
+    ask!(keys.confirm_clock(pb::ConfirmClockRequest {})).unwrap();
     for (key_id, sequence) in [
         (key.as_str(), ""),
         (NO_KEY, ""),
@@ -825,14 +869,19 @@ async fn drive_grpc(seen: &mut Seen, address: SocketAddr, token: &str) {
             enable_key(EnableKeyRequest {});
         }
     }
-    let _ = ask!(keys.list_keys(pb::ListKeysRequest::default()));
     let _ = ask!(keys.list_keys(pb::ListKeysRequest {
         sequence: REQUEST.to_owned(),
         ..Default::default()
     }));
-    let _ = ask!(keys.confirm_clock(pb::ConfirmClockRequest {}));
-    let _ = ask!(operator.rotate_root_key(pb::RotateRootKeyRequest {}));
-    let _ = ask!(operator.back_up_store(pb::BackUpStoreRequest {}));
+    let told = ask!(operator.rotate_root_key(pb::RotateRootKeyRequest {})).unwrap();
+    let mut told = told.into_inner();
+    while let Some(message) = told.message().await.unwrap() {
+        seen.add("answer to rotate_root_key", format!("{message:?}"));
+    }
+    // What it sends is the store, and so what is sealed too. It is searched for in the logs.
+    let sent = ask!(operator.back_up_store(pb::BackUpStoreRequest {})).unwrap();
+    let mut sent = sent.into_inner();
+    while sent.message().await.unwrap().is_some() {}
 
     for token in [EXPIRED, UNKNOWN, NARROW] {
         grpc = Grpc::connect(address, token).await;
@@ -903,8 +952,8 @@ async fn drive_credentials(seen: &mut Seen, rest: SocketAddr) -> String {
 }
 
 /// Sends what is no HTTP, HTTP that stops in the middle, and HTTP/2 that is malformed above its
-/// frames.
-async fn drive_garbage(address: SocketAddr) {
+/// frames. Of the answers over HTTP/2 only what is not compressed can be searched.
+async fn drive_garbage(seen: &mut Seen, address: SocketAddr) {
     let token = ("x-auth-token", UNKNOWN);
     let mut garbage = vec![
         format!("{REQUEST}\r\n\r\n").into_bytes(),
@@ -995,7 +1044,10 @@ async fn drive_garbage(address: SocketAddr) {
         stream.write_all(&bytes).await.unwrap();
         stream.shutdown().await.unwrap();
         // Until the server has had enough of it too.
-        let _ = stream.read_to_end(&mut Vec::new()).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        seen.add("answer to garbage", answer.into_owned());
     }
 }
 
