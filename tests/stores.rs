@@ -992,7 +992,9 @@ async fn a_file_is_opened_once() {
         let read = file.query_row("SELECT count(*) FROM records", [], |row| {
             row.get::<_, u32>(0)
         });
-        assert!(read.is_err(), "{read:?}");
+        let refused = read.unwrap_err();
+        let code = refused.sqlite_error_code();
+        assert_eq!(code, Some(rusqlite::ErrorCode::DatabaseBusy), "{refused:?}");
     }
     create(fixture.store(), &key("p", 2)).await;
 }

@@ -315,14 +315,16 @@ async fn files_change_under_running_connections_and_bad_ones_change_nothing() {
 async fn a_client_that_does_not_finish_its_handshake_is_left_and_holds_up_nobody() {
     let site = Tls::new("", "");
     let (program, at) = site.serve();
+    let begun = Instant::now();
     let mut silent = TcpStream::connect(at.rest).await.unwrap();
     // The head of a record, and nothing of what it announces.
     silent.write_all(&[22, 3, 1, 2, 0]).await.unwrap();
     let client = Client::of(&site.ca);
     assert!(client.is_let_in(at).await);
-    let begun = Instant::now();
     let _ = silent.read_to_end(&mut Vec::new()).await;
-    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    let waited = begun.elapsed();
+    let in_time = Duration::from_secs(5)..Duration::from_secs(10);
+    assert!(in_time.contains(&waited), "{waited:?}");
     // Neither does it hold up a stop.
     let _silent = TcpStream::connect(at.grpc).await.unwrap();
     let begun = Instant::now();

@@ -196,12 +196,26 @@ async fn one_peer_cannot_keep_the_signed_requests_of_others_out() {
         stream.write_all(head.as_bytes()).await.unwrap();
         attackers.push(stream);
     }
-    let mut answer = [0; 12];
-    attackers[299].read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 429", "it has no place left");
+    let status = async |mut stream: TcpStream| {
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        String::from_utf8(answer.to_vec()).unwrap()
+    };
+    let last = attackers.pop().unwrap();
+    assert_eq!(status(last).await, "HTTP/1.1 429", "it has no place left");
 
     let answer = signer.send(call.operation, body).await;
     assert_eq!(answer.outcome.unwrap()["key_id"], DOCUMENTED);
+    // Those that had a place are told that they took too long, and the others at once that there is none.
+    let (mut waited, mut refused) = (0, 0);
+    for stream in attackers {
+        match &*status(stream).await {
+            "HTTP/1.1 504" => waited += 1,
+            "HTTP/1.1 429" => refused += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!((waited, refused), (64, 235));
 }
 
 #[tokio::test]
