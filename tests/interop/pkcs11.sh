@@ -250,15 +250,26 @@ contains "the metric" "kmsgate_pkcs11_token_there 1" "$(curl --silent "http://$a
 ok "a ciphertext that does not open costs nobody the token"
 stop "$server" || fail "kmsgate serve ended with $?"
 
-# `objects TYPE`
+# `objects TYPE`: what the tool lists. It warns of each value that it cannot read, so only its failure is told.
 objects() {
-  pkcs11-tool --module "$libkryoptic" --slot 1 --login --pin 4321 --list-objects --type "$1" 2>/dev/null
+  pkcs11-tool --module "$libkryoptic" --slot 1 --login --pin 4321 --list-objects --type "$1" 2>"$scratch/warnings" ||
+    fail "objects of the type $1: $(<"$scratch/warnings")"
 }
+private=$(objects privkey)
+secret=$(objects secrkey)
 contains "the pair's access" "always sensitive, never extractable, local" \
-  "$(objects privkey | grep --after-context=4 "kmsgate project/$key/1")"
-equal "keys that can be extracted" 0 \
-  "$({ objects privkey && objects secrkey; } | grep -c 'Access: .*[^r] extractable' || true)"
-ok "the token made the key, and no key there can be extracted"
+  "$(grep --after-context=4 "kmsgate project/$key/1" <<<"$private")"
+# The root keys of the battery and of the server, of two keys each.
+equal "secret keys" 4 "$(grep -c '^Secret Key Object' <<<"$secret" || true)"
+equal "secret keys that were made there and can never be extracted" 4 \
+  "$(grep -c '^ *Access: *sensitive, always sensitive, never extractable, local$' <<<"$secret" || true)"
+# The server's pair and those of the battery. What the battery brought in was outside once, so a token cannot say
+# "never" of it; what can be extracted now has "extractable" for itself.
+pairs=$(grep -c '^Private Key Object' <<<"$private" || true)
+((pairs > 1)) || fail "only $pairs private keys: $private"
+equal "private keys that cannot be extracted" "$pairs" \
+  "$(grep '^ *Access: *sensitive' <<<"$private" | grep -vc ', extractable' || true)"
+ok "the token made the key, and none of the $((pairs + 4)) keys there can be extracted"
 
 # The same behind a module that fails when it is told to.
 cc -std=gnu17 -shared -fPIC -Wall -Wextra -Werror -o "$scratch/failing.so" tests/interop/failing_module.c
