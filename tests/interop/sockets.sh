@@ -71,6 +71,7 @@ for _ in $(seq 200); do
   kill -0 "$server" 2>/dev/null || fail "$(<sockets.log)"
   sleep 0.1
 done
+equal health serving "$("$kmsgate" health --server unix:grpc.sock)"
 ok "a start takes over what a killed server left"
 stop "$server" || fail "the server ended with $?"
 equal "sockets that are left" '' "$(ls ./*.sock 2>/dev/null || true)"
