@@ -159,8 +159,9 @@ sealed=$(jq -r .cipher_text <<<"$body")
 post "$two_rest" decrypt-data "{\"cipher_text\":\"$sealed\"}" "${token[@]}"
 equal "answer $body" 'hello world' "$(jq -r .plain_text <<<"$body")"
 ok "what one server encrypts the other decrypts, at once"
-contains names "kms/key/$project/$key" "$(etcdctl "${ask[@]}" get --prefix --keys-only kms/)"
-equal 'others'\'' names' '' "$(etcdctl "${ask[@]}" get --prefix --keys-only '' | grep -v '^kms/' | tr -d '\n')"
+names=$(etcdctl "${ask[@]}" get --prefix --keys-only '')
+contains names "kms/key/$project/$key" "$names"
+equal 'others'\'' names' '' "$(grep -v '^kms/' <<<"$names" | tr -d '\n')"
 ok "records stay under the prefix"
 
 # The file has the next password before etcd takes it, for longer than a server may serve without etcd.
@@ -242,7 +243,8 @@ done
 post "$two_rest" list-keys '{}' "${token[@]}"
 equal "list-keys, $body" '503 KMS.0104' "$status $(jq -r .error.error_code <<<"$body")"
 contains log 'the store was emptied, or is another' "$(<two.log)"
-equal 'what is in the store' '' "$(etcdctl "${ask[@]}" get --prefix --keys-only kms/ | tr -d '\n')"
+names=$(etcdctl "${ask[@]}" get --prefix --keys-only kms/)
+equal 'what is in the store' '' "$(tr -d '\n' <<<"$names")"
 ok "a store that was emptied is neither served nor written to"
 
 stop "$one"
