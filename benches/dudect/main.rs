@@ -27,21 +27,32 @@ use crate::welch::Verdict;
 #[derive(Parser)]
 #[command(name = "dudect", bin_name = "cargo bench --bench dudect --")]
 struct Args {
-    /// Only what has this in its name. The controls are always run. "all" is everything, which takes hours; without a
-    /// name nothing is measured.
+    /// Only what has this in its name; something beside the controls must. The controls are always run. "all" is
+    /// everything, which takes hours; without a name nothing is measured.
     name: Option<String>,
 
-    /// How many samples to take of what is fast.
-    #[arg(long, default_value = "1000000")]
+    /// How many samples to take of what is fast, 20,000 or more.
+    #[arg(long, default_value = "1000000", value_parser = enough)]
     samples: usize,
 
-    /// How many samples to take of a private RSA operation.
-    #[arg(long, default_value = "100000")]
+    /// How many samples to take of a private RSA operation, 20,000 or more.
+    #[arg(long, default_value = "100000", value_parser = enough)]
     rsa_samples: usize,
 
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// The fewest samples whose faster half is enough for a cropped test, so that interruptions do not hide a difference.
+const FEWEST: usize = 20_000;
+
+/// A number of samples that shows something.
+fn enough(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(samples) if samples >= FEWEST => Ok(samples),
+        _ => Err(format!("a number from {FEWEST} on")),
+    }
 }
 
 fn main() -> ExitCode {
@@ -50,17 +61,21 @@ fn main() -> ExitCode {
         println!("dudect: cargo bench --bench dudect -- NAME, or all");
         return ExitCode::SUCCESS;
     };
+    let mut subjects = subjects::all();
+    subjects.retain(|subject| {
+        name == "all" || subject.control || subject.title().contains(name.as_str())
+    });
+    if subjects.iter().all(|subject| subject.control) {
+        println!("dudect: nothing but the controls has \"{name}\" in its name");
+        return ExitCode::FAILURE;
+    }
     println!("{}\n", machine());
     println!(
         "| what | provider | one class | the other | samples | median | max \\|t\\| | where | |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     let mut failed = false;
-    for subject in subjects::all() {
-        let named = name == "all" || subject.title().contains(name.as_str());
-        if !named && !subject.control {
-            continue;
-        }
+    for subject in subjects {
         failed |= !run(subject, &args);
     }
     if failed {
