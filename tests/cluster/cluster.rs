@@ -178,7 +178,7 @@ async fn whole(arguments: &Arguments, run: &Path, stop: &AtomicBool) -> bool {
     }
     println!("{keys} keys have lived; looking at everything once more");
     finish(&callers, &mut random, &mut report).await;
-    report.check(&callers.book);
+    report.check(&callers.book, load::operations(arguments.sqlite));
     let text = report.text(&callers.book, arguments.seed);
     println!("\n{text}");
     report.passed(&callers.book)

@@ -29,6 +29,28 @@ use crate::random::Random;
 /// How many keys live at a time.
 const KEYS: usize = 6;
 
+/// What is asked for, by the names under which it is counted.
+const OPERATIONS: [&str; 15] = [
+    "cancel deletion",
+    "confirm clock",
+    "create",
+    "decrypt",
+    "describe",
+    "describe anew",
+    "disable",
+    "enable",
+    "encrypt",
+    "list",
+    "public key",
+    "rename",
+    "rotate",
+    "rotate root key",
+    "schedule deletion",
+];
+
+/// The same where the store is a file.
+const OF_A_FILE: &str = "back up";
+
 /// How long a caller waits for an answer.
 const LIMIT: Duration = Duration::from_secs(3);
 
@@ -37,6 +59,11 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// How long callers wait who wait as long as it takes.
 const LONG: Duration = Duration::from_secs(20);
+
+/// Every operation that the load asks for.
+pub(crate) fn operations(sqlite: bool) -> impl Iterator<Item = &'static str> {
+    OPERATIONS.into_iter().chain(sqlite.then_some(OF_A_FILE))
+}
 
 /// The callers' side of every replica.
 #[derive(Clone, Debug)]
@@ -538,7 +565,7 @@ impl Callers {
             Ok(Response::new((size, had)))
         };
         let message = pb::BackUpStoreRequest {};
-        match self.ask("back up", replica, message, call).await.outcome {
+        match self.ask(OF_A_FILE, replica, message, call).await.outcome {
             Outcome::Done((size, had)) if size == had && size > 0 => {}
             Outcome::Done((size, had)) => {
                 self.wrong(replica, &format!("a copy of {size} bytes had {had}"));

@@ -8,6 +8,10 @@ use crate::faults::Fault;
 use crate::history::{Book, MAX_STALENESS, Stop};
 use crate::rolling::Rolled;
 
+/// How many faults a run has in whose time each operation is asked for many times, and done. In a shorter one the rarest, two
+/// steps of a hundred in the life of a key, may have no turn.
+const LONG: usize = 30;
+
 /// What is known when the run ends.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
@@ -61,8 +65,8 @@ impl Report {
         }
     }
 
-    /// Checks every history.
-    pub(crate) fn check(&mut self, book: &Book) {
+    /// Checks every history, and that there was something of everything: of these operations too.
+    pub(crate) fn check(&mut self, book: &Book, operations: impl Iterator<Item = &'static str>) {
         let restorations = book.restorations();
         for key in book.keys() {
             match key.check(&restorations) {
@@ -86,9 +90,15 @@ impl Report {
                 book.wrong(&format!("never made: {}", fault.name()));
             }
         }
-        for (operation, calls) in book.calls() {
+        let calls = book.calls();
+        for (operation, calls) in &calls {
             if calls.done == 0 {
                 book.wrong(&format!("nothing was seen of {operation}: {calls:?}"));
+            }
+        }
+        if self.made() >= LONG {
+            for operation in operations.filter(|operation| !calls.contains_key(operation)) {
+                book.wrong(&format!("never asked for: {operation}"));
             }
         }
         if !self.faults.is_empty() && self.probes() == 0 {
@@ -97,6 +107,11 @@ impl Report {
         if self.rolled.restarts > 0 && self.rolled.answered == 0 {
             book.wrong("no call was answered while replicas were stopped and started");
         }
+    }
+
+    /// How many faults were made.
+    fn made(&self) -> usize {
+        self.faults.values().map(|made| made.times).sum()
     }
 
     /// How many requests were refused that were sent so long after a stop that none may succeed.
@@ -110,7 +125,7 @@ impl Report {
 
     pub(crate) fn text(&self, book: &Book, seed: u64) -> String {
         let mut text = String::new();
-        let total: usize = self.faults.values().map(|made| made.times).sum();
+        let total = self.made();
         let minutes = Duration::from_micros(book.now() - book.begin()).as_secs_f64() / 60.0;
         let _ = writeln!(
             text,
