@@ -247,7 +247,7 @@ async fn recovery(callers: &Callers, probe: &Arc<Track>) -> Vec<Duration> {
 }
 
 /// Looks at a sample of all keys once more: each has the versions that were acknowledged, and each of
-/// its ciphertexts opens at every replica.
+/// its ciphertexts that were kept opens at every replica.
 async fn finish(callers: &Callers, random: &mut Random, report: &mut Report) {
     let book = &callers.book;
     let mut keys = book.keys();

@@ -196,7 +196,8 @@ impl Track {
         self.did((from - MAX_STALENESS, to), Act::Saw(seen));
     }
 
-    /// Keeps a ciphertext, so that it can be decrypted later: a few, and of each version one.
+    /// Keeps a ciphertext, so that it can be decrypted later: of each version two, and 24 in all. Of more, those in the
+    /// middle go.
     pub(crate) fn keep(&self, new: Sealed) {
         const MOST: usize = 24;
         let mut sealed = self.sealed.lock().unwrap();
