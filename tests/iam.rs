@@ -392,6 +392,7 @@ async fn the_own_token_is_renewed_before_it_ends_and_after_it_was_taken_back() {
     world.clock.set(NOW + 48 * MINUTE);
     assert!(ask(3).await);
     assert_eq!(world.logins(), 2);
+    world.clock.add(5_000);
     world.take_back_own();
     assert!(ask(4).await);
     assert_eq!(world.logins(), 3);
@@ -399,7 +400,7 @@ async fn the_own_token_is_renewed_before_it_ends_and_after_it_was_taken_back() {
     world.clock.set(NOW + (48 + 50) * MINUTE);
     world.refuse_logins(true);
     assert!(ask(5).await);
-    world.clock.set(NOW + (48 + 60) * MINUTE);
+    world.clock.set(NOW + (48 + 61) * MINUTE);
     assert!(!ask(6).await);
     // A corrected credential is used at once.
     world.refuse_logins(false);
@@ -408,6 +409,29 @@ async fn the_own_token_is_renewed_before_it_ends_and_after_it_was_taken_back() {
     world.keystone.refresh().unwrap();
     assert!(ask(7).await);
     assert_eq!(world.state.lock().unwrap().user, "another");
+}
+
+#[tokio::test]
+async fn a_service_that_says_unauthorized_of_a_bad_token_is_not_logged_in_at_for_each() {
+    let world = World::new().await;
+    world.state.lock().unwrap().unknown = StatusCode::UNAUTHORIZED;
+    world.token("good", &subject(600, Some(PROJECT), &["reader"]));
+    assert!(world.ask("good").await.is_ok());
+    world.clock.add(5_000);
+    for number in 0..20 {
+        let told = world.ask(&format!("garbage-{number}")).await;
+        assert!(
+            matches!(told, Err(AuthError::InvalidToken)),
+            "{number}: {told:?}"
+        );
+    }
+    assert_eq!(world.logins(), 2, "once, as the own token could be meant");
+    // It is meant later.
+    world.clock.add(5_000);
+    world.take_back_own();
+    world.token("late", &subject(600, Some(PROJECT), &["reader"]));
+    assert!(world.ask("late").await.is_ok());
+    assert_eq!(world.logins(), 3);
 }
 
 #[tokio::test]
@@ -492,6 +516,8 @@ struct Service {
     failing: (StatusCode, u32),
     gate: Option<Arc<Semaphore>>,
     answer: Option<String>,
+    /// What it says of a token that it does not know.
+    unknown: StatusCode,
     /// The beginning of the tokens that it fails over.
     fails_over: &'static str,
     asked: Arc<AtomicU32>,
@@ -511,6 +537,7 @@ impl World {
             failing: (StatusCode::OK, 0),
             gate: None,
             answer: None,
+            unknown: StatusCode::NOT_FOUND,
             fails_over: "no token",
             asked: Arc::default(),
             clock: Arc::clone(&clock),
@@ -673,7 +700,7 @@ async fn validate(State(state): State<Arc<Mutex<Service>>>, headers: HeaderMap) 
     }
     match state.tokens.get(&header("x-subject-token")) {
         Some(subject) => json!({ "token": subject }).to_string().into_response(),
-        None => StatusCode::NOT_FOUND.into_response(),
+        None => state.unknown.into_response(),
     }
 }
 

@@ -49,6 +49,9 @@ const RENEWAL_PAUSE: i64 = 10_000;
 /// before a question is asked again.
 const LOGIN_PAUSE: i64 = 50;
 
+/// How long an own token is fresh, in milliseconds: so soon nobody takes it back.
+const FRESH: i64 = 5_000;
+
 /// An IAM service, and the credential with which it is asked.
 pub struct Keystone {
     endpoint: Endpoint,
@@ -85,6 +88,7 @@ struct Own {
     token: http::HeaderValue,
     /// The credential that it was fetched with.
     credential: Arc<Credential>,
+    fetched: Timestamp,
     renew: Timestamp,
     expires: Timestamp,
 }
@@ -244,6 +248,7 @@ impl Keystone {
 
     async fn ask(&self, token: &str) -> Result<Option<Subject>, Fault> {
         let own = self.own_token().await?;
+        let age = self.clock.now().millis_since(own.fetched);
         let request = Request::get(self.path("?nocatalog"))
             .header(ACCEPT, "application/json")
             .header(AUTH_TOKEN, &own.token)
@@ -259,6 +264,8 @@ impl Keystone {
             }
             // The last three are what a server says of a header that is too long for it.
             400 | 404 | 413 | 414 | 431 => Ok(None),
+            // Not our own token, then. To fetch another would let every bad token cost a login.
+            401 if (0..FRESH).contains(&age) => Ok(None),
             401 => {
                 self.forget(&own);
                 Err(Fault::OwnToken)
@@ -299,6 +306,7 @@ impl Keystone {
                 let old = Arc::new(Own {
                     token: old.token.clone(),
                     credential,
+                    fetched: old.fetched,
                     renew: now.plus_millis(RENEWAL_PAUSE),
                     expires: old.expires,
                 });
@@ -359,6 +367,7 @@ impl Keystone {
         Ok(Own {
             token,
             credential: Arc::clone(credential),
+            fetched: now,
             renew: now.plus_millis(lifetime / 5 * 4),
             expires,
         })
