@@ -353,6 +353,26 @@ async fn what_one_token_makes_a_service_answer_closes_it_to_no_other() {
     assert!(world.ask("good").await.is_ok());
 }
 
+#[tokio::test]
+async fn a_peer_that_is_not_answered_hears_that_and_not_that_it_asks_too_often() {
+    let world = World::new().await;
+    for status in [StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS] {
+        let good = format!("good-{status}").replace(' ', "-");
+        world.token(&good, &subject(600, Some(PROJECT), &["reader"]));
+        world.fail_next(status, 1000);
+        let asked = world.asked();
+        for _ in 0..200 {
+            world.ask_in_vain(&good).await;
+        }
+        assert_eq!(world.asked() - asked, 50, "it is not asked more for that");
+        world.fail_next(StatusCode::OK, 0);
+        world.clock.add(100);
+        assert!(world.ask(&good).await.is_ok());
+        // Whatever the peer owes is forgotten by then.
+        world.clock.add(5_000);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn tokens_that_a_service_fails_over_close_it_to_no_other() {
     let world = World::new().await;

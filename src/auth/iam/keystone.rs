@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +62,8 @@ pub struct Keystone {
     login_failed: AtomicI64,
     breaker: Mutex<Breaker>,
     failed: AtomicU64,
+    /// Whether the last question was not answered.
+    silent: AtomicBool,
     refused: Seldom,
     clock: Arc<dyn Clock>,
 }
@@ -176,6 +178,7 @@ impl Keystone {
             login_failed: AtomicI64::new(i64::MIN / 2),
             breaker: Mutex::default(),
             failed: AtomicU64::new(0),
+            silent: AtomicBool::new(false),
             refused: Seldom::new(Arc::clone(&clock)),
             clock,
         })
@@ -190,6 +193,11 @@ impl Keystone {
     /// How many questions were not answered.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the service did not answer when it was last asked.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     /// Whether the service has failed too often to be asked just now.
@@ -380,6 +388,7 @@ impl Keystone {
     }
 
     fn note(&self, fault: Option<&Fault>) {
+        self.silent.store(fault.is_some(), Ordering::Relaxed);
         if fault.is_some() {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }

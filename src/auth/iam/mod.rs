@@ -11,7 +11,8 @@
 //! once, also when they are given up; few questions are under way, and few requests wait for them, at a
 //! time; and a peer pays for each
 //! beforehand, and gets that back if its token is good, so that one whose tokens are bad is refused
-//! for a while before the service is asked.
+//! for a while before the service is asked. One that has spent its questions on a service that does
+//! not answer hears that, and not that it asks too often.
 
 mod keystone;
 
@@ -211,7 +212,13 @@ impl Iam {
         }
         let source = peer.origin.source();
         if !self.0.charge(source) {
-            return Err(AuthError::Throttled);
+            // What was not answered is not given back: a token may be what the service fails over, and one that
+            // says that it is asked too often must not be asked more for it. But its tokens may be good.
+            return Err(if self.0.keystone.is_silent() {
+                AuthError::IamUnavailable
+            } else {
+                AuthError::Throttled
+            });
         }
         let Ok(place) = Arc::clone(&self.0.places).try_acquire_owned() else {
             self.0.refund(source);
