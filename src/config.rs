@@ -768,13 +768,24 @@ impl Crypto {
 }
 
 impl Limits {
-    /// Refuses a burst beyond a rate that is not there, which would bound nothing.
+    /// Refuses a burst beyond a rate that is not there, which would bound nothing, and times in which nobody is
+    /// served.
     fn check(&self) -> Result<(), ConfigError> {
         let Self {
+            request_timeout,
+            connection_age,
             per_caller,
             per_key,
             ..
         } = self;
+        for (name, time, least) in [
+            ("request_timeout", *request_timeout, LEAST_TIMEOUT),
+            ("connection_age", *connection_age, LEAST_AGE),
+        ] {
+            if time < least {
+                return Err(ConfigError::TooShort(name, least));
+            }
+        }
         for (burst, cores) in [
             (per_caller.burst, per_caller.cores),
             (per_key.burst, per_key.cores),
@@ -922,7 +933,15 @@ pub enum ConfigError {
     /// A limit has a burst and no rate.
     #[error("limits: {0} bounds nothing without {1}")]
     NoRate(&'static str, &'static str),
+
+    /// A time is so short that nobody would be served.
+    #[error("limits: {0} is {1:?} at least")]
+    TooShort(&'static str, Duration),
 }
+
+/// The least time that a request may have, and the least age of a connection.
+pub const LEAST_TIMEOUT: Duration = Duration::from_millis(10);
+const LEAST_AGE: Duration = Duration::from_secs(1);
 
 fn default_grpc() -> Address {
     loopback(9090)
@@ -1410,6 +1429,11 @@ mod tests {
                 "without requests_per_second",
             ),
             ("per_key = { requests_per_second = 5 }", "unknown field"),
+            (
+                "request_timeout = \"9ms\"",
+                "request_timeout is 10ms at least",
+            ),
+            ("connection_age = \"0s\"", "connection_age is 1s at least"),
         ] {
             let error = with_limits(wrong).unwrap_err().to_string();
             assert!(error.contains(sentence), "{wrong}: {error}");

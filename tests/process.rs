@@ -762,6 +762,36 @@ fn a_token_hash_is_its_sha_256() {
     assert!(reason.contains("expected a token"), "{reason}");
 }
 
+#[tokio::test]
+async fn a_server_that_says_nothing_does_not_hold_up_who_asks_for_its_health() {
+    // As one that waits for its store: the system lets connections in.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = format!("http://{}", silent.local_addr().unwrap());
+    let begun = Instant::now();
+    let ask = ["health", "--server", &server].map(str::to_owned);
+    let reason = tokio::task::spawn_blocking(|| refused(ask, b""));
+    let reason = reason.await.unwrap();
+    assert!(reason.contains("said nothing in 5s"), "{reason}");
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn what_stands_for_no_spec_or_usage_makes_no_key() {
+    let site = Site::new("");
+    site.write("token", TOKEN);
+    let token = site.name("token");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", silent.local_addr().unwrap());
+    for (named, value) in [
+        ("--spec", "KEY_SPEC_UNSPECIFIED"),
+        ("--usage", "KEY_USAGE_UNSPECIFIED"),
+    ] {
+        let new = ["key", "create", "--server", &server, "--token-file", &token];
+        let reason = refused([&new[..], &["a", named, value]].concat(), b"");
+        assert!(reason.contains(named), "{reason}");
+    }
+}
+
 #[test]
 fn a_root_key_is_never_replaced() {
     let dir = TempDir::new().unwrap();

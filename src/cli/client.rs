@@ -214,10 +214,14 @@ impl TlsFiles {
     }
 
     async fn connect(&self, server: &str) -> Result<Channel, Failure> {
-        let connected = self.endpoint(server)?.connect().await;
+        let endpoint = self.endpoint(server)?.connect_timeout(PATIENCE);
+        let connected = endpoint.connect().await;
         connected.map_err(|error| format!("cannot reach {server}: {}", Causes(&error)).into())
     }
 }
+
+/// How long a server may take to let a command in, and to say whether it serves.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Knows a server by the authorities in `ca`, and shows it the certificate of `own` with its private key,
 /// all in PEM.
@@ -241,10 +245,11 @@ fn read(file: &Path) -> Result<Zeroizing<String>, Failure> {
 /// Says whether a server serves.
 pub(super) async fn health(server: &str, tls: &TlsFiles) -> Result<(), Failure> {
     let mut client = HealthClient::new(tls.connect(server).await?);
-    let answer = client
-        .check(HealthCheckRequest::default())
-        .await
-        .map_err(told)?;
+    let answer = client.check(HealthCheckRequest::default());
+    // A server that cannot begin has connections wait, and one that hangs says nothing.
+    let answer = tokio::time::timeout(PATIENCE, answer).await;
+    let silent = || format!("{server} said nothing in {PATIENCE:?}");
+    let answer = answer.map_err(|_| silent())?.map_err(told)?;
     if answer.into_inner().status() != ServingStatus::Serving {
         return Err("the server does not serve".into());
     }

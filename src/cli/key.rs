@@ -155,8 +155,12 @@ async fn create(
     usage: &str,
     description: String,
 ) -> Result<(), Failure> {
-    let spec = pb::KeySpec::from_str_name(spec).ok_or("--spec: no such key spec")?;
-    let usage = pb::KeyUsage::from_str_name(usage).ok_or("--usage: no such key usage")?;
+    // The first of each stands for none.
+    let spec = pb::KeySpec::from_str_name(spec).filter(|spec| *spec != pb::KeySpec::Unspecified);
+    let spec = spec.ok_or("--spec: no such key spec")?;
+    let usage = pb::KeyUsage::from_str_name(usage);
+    let usage = usage.filter(|usage| *usage != pb::KeyUsage::Unspecified);
+    let usage = usage.ok_or("--usage: no such key usage")?;
     let request = client.ask(pb::CreateKeyRequest {
         key_alias: alias,
         key_spec: spec.into(),

@@ -11,7 +11,9 @@ use tonic::transport::Channel;
 use crate::auth::file::{Refresh, Watched};
 use crate::auth::token;
 use crate::cli::{Failure, Gateway, say};
-use crate::config::{ClientCertificates, Config, Log, LogFormat, Tls, parse_duration};
+use crate::config::{
+    ClientCertificates, Config, LEAST_TIMEOUT, Log, LogFormat, Tls, parse_duration,
+};
 use crate::crypto::root::RootKey;
 use crate::gateway::Upstream;
 use crate::server::{self, Listeners, Server};
@@ -36,7 +38,10 @@ pub(super) async fn gateway(asked: &Gateway) -> Result<(), Failure> {
         format: LogFormat::Json,
     })?;
     let timeout = parse_duration(&asked.timeout)
-        .ok_or("--timeout: expected a whole number and ms, s or m, such as 10s")?;
+        .filter(|timeout| *timeout >= LEAST_TIMEOUT)
+        .ok_or(
+            "--timeout: expected a whole number and ms, s or m, such as 10s, of 10ms at least",
+        )?;
     let lag = parse_duration(&asked.shutdown_lag)
         .ok_or("--shutdown-lag: expected a whole number and ms, s or m, such as 5s")?;
     let stop = stop_signal()?;
