@@ -3,6 +3,8 @@
  *   hang    C_Decrypt does not return while the file is there
  *   two     C_OpenSession says that there are too many sessions if two are open
  *   none    C_OpenSession says so in any case
+ *   out     C_FindObjectsInit logs out before it searches; once
+ *   lacks   C_FindObjects finds nothing if it was given more than one attribute
  *   gone    C_GenerateKeyPair makes the pair, and says that the token was taken away; once
  *
  * Built by `cc -shared -fPIC`. It needs nothing but the order of the functions in CK_FUNCTION_LIST (PKCS#11
@@ -18,7 +20,16 @@ struct functions {
   unsigned char version[2];
   number (*all[68])();
 };
-enum { FINALIZE = 1, OPEN_SESSION = 12, CLOSE_SESSION = 13, DECRYPT = 34, GENERATE_KEY_PAIR = 59 };
+enum {
+  FINALIZE = 1,
+  OPEN_SESSION = 12,
+  CLOSE_SESSION = 13,
+  LOGOUT = 19,
+  FIND_OBJECTS_INIT = 26,
+  FIND_OBJECTS = 27,
+  DECRYPT = 34,
+  GENERATE_KEY_PAIR = 59
+};
 enum { DEVICE_REMOVED = 0x32, SESSION_COUNT = 0xb1 };
 
 static struct functions real, ours;
@@ -49,6 +60,22 @@ static number close_session(number session) {
   return real.all[CLOSE_SESSION](session);
 }
 
+static _Thread_local int lacking;
+
+static number find_objects_init(number session, void *template, number attributes) {
+  if (unlink(path("out")) == 0)
+    real.all[LOGOUT](session);
+  lacking = attributes > 1 && access(path("lacks"), F_OK) == 0;
+  return real.all[FIND_OBJECTS_INIT](session, template, attributes);
+}
+
+static number find_objects(number session, number *objects, number room, number *found) {
+  number result = real.all[FIND_OBJECTS](session, objects, room, found);
+  if (lacking)
+    *found = 0;
+  return result;
+}
+
 static number decrypt(number session, void *from, number length, void *to, number *room) {
   while (access(path("hang"), F_OK) == 0)
     usleep(10000);
@@ -72,6 +99,8 @@ number C_GetFunctionList(struct functions **list) {
   ours.all[FINALIZE] = finalize;
   ours.all[OPEN_SESSION] = open_session;
   ours.all[CLOSE_SESSION] = close_session;
+  ours.all[FIND_OBJECTS_INIT] = find_objects_init;
+  ours.all[FIND_OBJECTS] = find_objects;
   ours.all[DECRYPT] = decrypt;
   ours.all[GENERATE_KEY_PAIR] = generate_key_pair;
   *list = &ours;

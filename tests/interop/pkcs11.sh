@@ -311,6 +311,21 @@ ask decrypt-data "$decrypt_rsa"
 equal "decrypt-data" "at noon" "$(jq -r .plain_text <<<"$body")"
 ok "a token with too many sessions is not taken for lost"
 
+touch "$scratch/fails/out"
+until_200 100 ask decrypt-data "$decrypt_rsa"
+equal "decrypt-data after the token logged everybody out" "200 at noon" "$status $(jq -r .plain_text <<<"$body")"
+ok "a session that is logged in no more is replaced when it finds no key"
+
+lost=$(grep --count "the pkcs11 token is lost" "$scratch/failing.log")
+touch "$scratch/fails/lacks"
+ask decrypt-data "$decrypt_rsa"
+equal "a key that is not in the token" "503 KMS.0104" "$status $(jq -r .error.error_code <<<"$body")"
+rm "$scratch/fails/lacks"
+ask decrypt-data "$decrypt_rsa"
+equal "the key when it is there again" "at noon" "$(jq -r .plain_text <<<"$body")"
+equal "how often the token was lost" "$lost" "$(grep --count "the pkcs11 token is lost" "$scratch/failing.log")"
+ok "a key that is not in the token costs nobody the token"
+
 ask create-key '{"key_alias":"sm2","key_spec":"SM2","key_usage":"ENCRYPT_DECRYPT"}'
 sm2=$(jq -r .key_info.key_id <<<"$body")
 how='"encryption_algorithm":"SM2_ENCRYPT"'

@@ -29,15 +29,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use cryptoki::context::Function;
-use cryptoki::error::{Error, RvError};
+use cryptoki::error::Error;
 use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::aead::GcmParams;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use cryptoki::types::Ulong;
 
-use crate::crypto::pkcs11::session::find;
 use crate::crypto::pkcs11::{Fault, Module, ModuleError};
 use crate::crypto::root::{Root, associated_data};
 use crate::crypto::{ProviderError, SealedKey, VersionName};
@@ -176,10 +174,7 @@ impl TokenRoot {
     ) -> Result<T, Fault> {
         let mut template = template(&self.label, kind);
         template.push(Attribute::Id(self.id.to_vec()));
-        self.module.run(|session| {
-            let key = find(session, &template)?.ok_or_else(gone)?;
-            job(session, key)
-        })
+        self.module.run_with(&template, job)
     }
 }
 
@@ -277,9 +272,4 @@ fn template(label: &str, kind: KeyType) -> Vec<Attribute> {
 fn has(session: &Session, key: ObjectHandle, wanted: &Attribute) -> bool {
     let found = session.get_attributes(key, &[wanted.attribute_type()]);
     found.is_ok_and(|found| found.first() == Some(wanted))
-}
-
-/// A key that was there at the start and is not: the token was exchanged, or is going.
-fn gone() -> Error {
-    Error::Pkcs11(RvError::TokenNotRecognized, Function::FindObjects)
 }

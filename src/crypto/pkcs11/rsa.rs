@@ -29,7 +29,6 @@ use rsa::traits::PublicKeyParts;
 use rsa::{BoxedUint, PublicKey, pkcs1};
 use zeroize::Zeroize;
 
-use crate::crypto::pkcs11::session::find;
 use crate::crypto::pkcs11::{Fault, Module, ModuleError};
 use crate::crypto::root::Root;
 use crate::crypto::rsa::read;
@@ -241,17 +240,11 @@ impl KeyPair for Pair {
             Attribute::KeyType(KeyType::RSA),
             Attribute::Id(self.id.to_vec()),
         ];
-        let decrypted = self.module.run(|session| {
-            let Some(key) = find(session, &template)? else {
-                return Ok(None);
-            };
-            session.decrypt(&oaep(), key, ciphertext).map(Some)
+        let decrypted = self.module.run_with(&template, |session, key| {
+            session.decrypt(&oaep(), key, ciphertext)
         });
         match decrypted {
-            Ok(Some(plaintext)) => Ok(Plaintext::new(plaintext)),
-            Ok(None) => Err(ProviderError::Unavailable(
-                "the token has no such private key".into(),
-            )),
+            Ok(plaintext) => Ok(Plaintext::new(plaintext)),
             // The self-test has shown that the module does the operation, so it refuses the bytes.
             // Which code says so differs between modules.
             Err(Fault::Refused(_)) => Err(ProviderError::Rejected),

@@ -15,10 +15,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, ObjectHandle};
-use cryptoki::session::{Session, UserType};
+use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 use zeroize::Zeroizing;
@@ -118,7 +118,21 @@ impl Module {
         self.patiently(false, job)
     }
 
-    /// The same in a session that makes or destroys objects of the token. It is not begun a second time:
+    /// Does `job` with the one object that `template` finds. If the token has none, or more than one,
+    /// that is so for this object alone: nobody else loses the token.
+    pub(super) fn run_with<T>(
+        &self,
+        template: &[Attribute],
+        job: impl Fn(&Session, ObjectHandle) -> Result<T, Error>,
+    ) -> Result<T, Fault> {
+        let done = self.run(|session| match find(session, template)? {
+            Some(object) => job(session, object).map(Some),
+            None => Ok(None),
+        })?;
+        done.ok_or_else(|| Fault::Unavailable("the token has not one such key".into()))
+    }
+
+    /// The same as `run` in a session that makes or destroys objects of the token. It is not begun a second time:
     /// a token that was lost in the middle may have made what it was asked for.
     pub(super) fn write<T>(&self, job: impl Fn(&Session) -> Result<T, Error>) -> Result<T, Fault> {
         self.patiently(true, job)
@@ -465,13 +479,22 @@ fn answers(session: &Session) -> bool {
 }
 
 /// The one object that `template` finds; more than one is as good as none.
-pub(super) fn find(
-    session: &Session,
-    template: &[Attribute],
-) -> Result<Option<ObjectHandle>, Error> {
-    match *session.find_objects(template)? {
-        [object] => Ok(Some(object)),
-        _ => Ok(None),
+///
+/// A search is no failure where a session is logged in no more, and where some modules' token was
+/// taken away: it finds nothing. So the session is asked whether what was not found can be believed.
+fn find(session: &Session, template: &[Attribute]) -> Result<Option<ObjectHandle>, Error> {
+    if let [object] = *session.find_objects(template)? {
+        return Ok(Some(object));
+    }
+    let state = session.get_session_info().map(|info| info.session_state());
+    let logged_in = matches!(state, Ok(SessionState::RoUser | SessionState::RwUser));
+    if logged_in && answers(session) {
+        Ok(None)
+    } else {
+        Err(Error::Pkcs11(
+            RvError::TokenNotRecognized,
+            Function::FindObjects,
+        ))
     }
 }
 
