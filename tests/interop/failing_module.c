@@ -1,6 +1,8 @@
 /* A PKCS#11 module in front of another, FAILING_MODULE, that fails as files in the directory FAILING_HOW say:
  *
  *   hang    C_Decrypt does not return while the file is there
+ *   init    C_DecryptInit fails while the file is there
+ *   once    C_Decrypt says that the device failed; once
  *   two     C_OpenSession says that there are too many sessions if two are open
  *   none    C_OpenSession says so in any case
  *   out     C_FindObjectsInit logs out before it searches; once
@@ -27,10 +29,11 @@ enum {
   LOGOUT = 19,
   FIND_OBJECTS_INIT = 26,
   FIND_OBJECTS = 27,
+  DECRYPT_INIT = 33,
   DECRYPT = 34,
   GENERATE_KEY_PAIR = 59
 };
-enum { DEVICE_REMOVED = 0x32, SESSION_COUNT = 0xb1 };
+enum { DEVICE_ERROR = 0x30, DEVICE_REMOVED = 0x32, KEY_FUNCTION_NOT_PERMITTED = 0x68, SESSION_COUNT = 0xb1 };
 
 static struct functions real, ours;
 
@@ -76,10 +79,16 @@ static number find_objects(number session, number *objects, number room, number 
   return result;
 }
 
+static number decrypt_init(number session, void *mechanism, number key) {
+  return access(path("init"), F_OK) == 0 ? KEY_FUNCTION_NOT_PERMITTED
+                                         : real.all[DECRYPT_INIT](session, mechanism, key);
+}
+
 static number decrypt(number session, void *from, number length, void *to, number *room) {
   while (access(path("hang"), F_OK) == 0)
     usleep(10000);
-  return real.all[DECRYPT](session, from, length, to, room);
+  number result = real.all[DECRYPT](session, from, length, to, room);
+  return to != NULL && unlink(path("once")) == 0 ? DEVICE_ERROR : result;
 }
 
 static number generate_key_pair(number session, void *mechanism, void *public, number publics, void *private,
@@ -101,6 +110,7 @@ number C_GetFunctionList(struct functions **list) {
   ours.all[CLOSE_SESSION] = close_session;
   ours.all[FIND_OBJECTS_INIT] = find_objects_init;
   ours.all[FIND_OBJECTS] = find_objects;
+  ours.all[DECRYPT_INIT] = decrypt_init;
   ours.all[DECRYPT] = decrypt;
   ours.all[GENERATE_KEY_PAIR] = generate_key_pair;
   *list = &ours;

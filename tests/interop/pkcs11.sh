@@ -326,6 +326,23 @@ equal "the key when it is there again" "at noon" "$(jq -r .plain_text <<<"$body"
 equal "how often the token was lost" "$lost" "$(grep --count "the pkcs11 token is lost" "$scratch/failing.log")"
 ok "a key that is not in the token costs nobody the token"
 
+touch "$scratch/fails/once"
+ask decrypt-data "$decrypt_rsa"
+equal "decrypt-data over a fault that passes" "at noon" "$(jq -r .plain_text <<<"$body")"
+ask create-key '{"key_alias":"sealed"}'
+sealed=$(jq -r .key_info.key_id <<<"$body")
+touch "$scratch/fails/init"
+ask decrypt-data "$decrypt_rsa"
+equal "a key that the module does not begin with" "503 KMS.0104" "$status $(jq -r .error.error_code <<<"$body")"
+ask encrypt-data "{\"key_id\":\"$sealed\",\"plain_text\":\"x\"}"
+equal "a root key that the module does not begin with" "503 KMS.0104" "$status $(jq -r .error.error_code <<<"$body")"
+rm "$scratch/fails/init"
+ask decrypt-data "$decrypt_rsa"
+equal "decrypt-data" "at noon" "$(jq -r .plain_text <<<"$body")"
+ask decrypt-data "{\"key_id\":\"$key\",$how,\"cipher_text\":\"$bad\"}"
+equal "a ciphertext that does not open" "400 KMS.0311" "$status $(jq -r .error.error_code <<<"$body")"
+ok "a good ciphertext is not refused for a fault of the module"
+
 ask create-key '{"key_alias":"sm2","key_spec":"SM2","key_usage":"ENCRYPT_DECRYPT"}'
 sm2=$(jq -r .key_info.key_id <<<"$body")
 how='"encryption_algorithm":"SM2_ENCRYPT"'

@@ -13,6 +13,8 @@
 //! A token that is gone costs the calls that need it [`ProviderError::Unavailable`]; keys that are
 //! open in memory go on. When it is back, so are they.
 
+use cryptoki::context::Function;
+
 use crate::crypto::ProviderError;
 
 pub mod root;
@@ -77,6 +79,23 @@ enum Fault {
     Refused(cryptoki::error::Error),
     /// It is gone, or too busy.
     Unavailable(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Fault {
+    /// For a decryption: the token refused the bytes, which is `refusal`, or could not look at them.
+    ///
+    /// Which code says that bytes do not decrypt differs between modules, and all are one answer. But
+    /// only `C_Decrypt` is given the bytes, so whatever else is refused says nothing of them.
+    fn of_decryption(self, refusal: ProviderError) -> ProviderError {
+        match self {
+            Self::Refused(cryptoki::error::Error::Pkcs11(_, Function::Decrypt)) => refusal,
+            Self::Refused(error) => {
+                tracing::warn!(%error, "the pkcs11 token refuses a key to decrypt with");
+                ProviderError::Unavailable(error.into())
+            }
+            Self::Unavailable(error) => ProviderError::Unavailable(error),
+        }
+    }
 }
 
 impl From<Fault> for ProviderError {

@@ -36,6 +36,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki::session::Session;
 use cryptoki::types::Ulong;
 
+use crate::crypto::pkcs11::session::decrypt;
 use crate::crypto::pkcs11::{Fault, Module, ModuleError};
 use crate::crypto::root::{Root, associated_data};
 use crate::crypto::{ProviderError, SealedKey, VersionName};
@@ -212,14 +213,11 @@ impl Root for TokenRoot {
         let opened = self.with(KeyType::AES, |session, key| {
             let mut nonce = nonce;
             let parameters = GcmParams::new(&mut nonce, &data, TAG_BITS)?;
-            session.decrypt(&Mechanism::AesGcm(parameters), key, ciphertext)
+            decrypt(session, &Mechanism::AesGcm(parameters), key, ciphertext)
         });
         match opened {
             Ok(material) => Ok(Material::new(material)),
-            // Which code says that the tag is wrong differs between modules. That the key is fit
-            // for the work was tried at the start.
-            Err(Fault::Refused(_)) => Err(bad()),
-            Err(fault) => Err(fault.into()),
+            Err(fault) => Err(fault.of_decryption(bad())),
         }
     }
 

@@ -29,6 +29,7 @@ use rsa::traits::PublicKeyParts;
 use rsa::{BoxedUint, PublicKey, pkcs1};
 use zeroize::Zeroize;
 
+use crate::crypto::pkcs11::session::decrypt;
 use crate::crypto::pkcs11::{Fault, Module, ModuleError};
 use crate::crypto::root::Root;
 use crate::crypto::rsa::read;
@@ -241,14 +242,11 @@ impl KeyPair for Pair {
             Attribute::Id(self.id.to_vec()),
         ];
         let decrypted = self.module.run_with(&template, |session, key| {
-            session.decrypt(&oaep(), key, ciphertext)
+            decrypt(session, &oaep(), key, ciphertext)
         });
         match decrypted {
             Ok(plaintext) => Ok(Plaintext::new(plaintext)),
-            // The self-test has shown that the module does the operation, so it refuses the bytes.
-            // Which code says so differs between modules.
-            Err(Fault::Refused(_)) => Err(ProviderError::Rejected),
-            Err(fault) => Err(fault.into()),
+            Err(fault) => Err(fault.of_decryption(ProviderError::Rejected)),
         }
     }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
 use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, ObjectHandle};
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::Slot;
@@ -495,6 +496,27 @@ fn find(session: &Session, template: &[Attribute]) -> Result<Option<ObjectHandle
             RvError::TokenNotRecognized,
             Function::FindObjects,
         ))
+    }
+}
+
+/// Decrypts bytes from elsewhere.
+///
+/// Codes with which modules refuse bytes are those of faults that pass, too, so what is refused is tried
+/// once more; and whatever the code is, or the time would tell the codes apart.
+pub(super) fn decrypt(
+    session: &Session,
+    mechanism: &Mechanism<'_>,
+    key: ObjectHandle,
+    ciphertext: &[u8],
+) -> Result<Vec<u8>, Error> {
+    let first = match session.decrypt(mechanism, key, ciphertext) {
+        Err(error @ Error::Pkcs11(_, Function::Decrypt)) => error,
+        other => return other,
+    };
+    match session.decrypt(mechanism, key, ciphertext) {
+        // The module did not end what it refused, so it cannot be asked again here.
+        Err(Error::Pkcs11(RvError::OperationActive, Function::DecryptInit)) => Err(first),
+        again => again,
     }
 }
 
