@@ -9,7 +9,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -78,7 +78,7 @@ struct State {
     /// How often the keeper has looked for the token.
     attempts: u64,
     /// The PIN that the token refused.
-    refused: Option<Zeroizing<String>>,
+    refused: Option<Pin>,
     closing: bool,
     /// The keeper has ended the module for good.
     closed: bool,
@@ -392,7 +392,7 @@ impl Shared {
         if self.library.get_token_info(slot)?.user_pin_final_try() {
             return Err(ModuleError::LastTry);
         }
-        let secret = AuthPin::new(pin.as_str().into());
+        let secret = AuthPin::new(pin.text.as_str().into());
         match session.login(UserType::User, Some(&secret)) {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
             Err(Error::Pkcs11(
@@ -520,12 +520,23 @@ pub(super) fn decrypt(
     }
 }
 
+/// A PIN, and what tells its file from one that was written since: whoever had the token take the same
+/// PIN again writes it anew, and it is tried again.
+#[derive(PartialEq)]
+struct Pin {
+    text: Zeroizing<String>,
+    inode: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
 /// Reads the PIN from a file that neither "others" may read nor write, like a root key's.
-fn read_pin(path: &Path) -> Result<Zeroizing<String>, ModuleError> {
+fn read_pin(path: &Path) -> Result<Pin, ModuleError> {
     let shown = || path.display().to_string();
     let failed = |error: io::Error| ModuleError::PinFile(shown(), error);
     let file = File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.permissions().mode() & 0o007 != 0 {
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.mode() & 0o007 != 0 {
         return Err(ModuleError::PinTooOpen(shown()));
     }
     // Room enough that the buffer never grows and leaves a copy behind.
@@ -536,5 +547,38 @@ fn read_pin(path: &Path) -> Result<Zeroizing<String>, ModuleError> {
     if line.is_empty() || line.contains('\n') || text.len() > MAX_PIN {
         return Err(ModuleError::PinMalformed(shown()));
     }
-    Ok(Zeroizing::new(line.to_owned()))
+    Ok(Pin {
+        text: Zeroizing::new(line.to_owned()),
+        inode: metadata.ino(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn a_pin_that_is_written_anew_is_another_try() {
+        let dir = TempDir::new().unwrap();
+        let write = |name: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, "4321\n").unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            path
+        };
+        let path = write("pin");
+        let pin = read_pin(&path).unwrap();
+        assert!(pin == read_pin(&path).unwrap());
+        fs::rename(write("new"), &path).unwrap();
+        let again = read_pin(&path).unwrap();
+        assert_eq!(*again.text, *pin.text);
+        assert!(pin != again);
+    }
 }
