@@ -59,6 +59,37 @@ async fn a_token_is_its_user_for_its_project_with_what_its_roles_may() {
 }
 
 #[tokio::test]
+async fn a_token_has_as_many_roles_as_are_told_and_no_more() {
+    let world = World::new().await;
+    let member = ["member"; 63];
+    world.token(
+        "most",
+        &subject(60, Some(PROJECT), &[&member[..], &["reader"]].concat()),
+    );
+    let caller = world.ask("most").await.unwrap().unwrap();
+    assert_eq!(caller.roles.len(), 64);
+    assert!(caller.actions.contains(Action::DecryptData));
+    world.token(
+        "more",
+        &subject(
+            60,
+            Some(PROJECT),
+            &[&member[..], &["reader", "reader"]].concat(),
+        ),
+    );
+    let told = world.ask("more").await;
+    assert!(matches!(told, Err(AuthError::InvalidToken)), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_token_that_ends_now_has_ended() {
+    let world = World::new().await;
+    world.token("ends", &subject(0, Some(PROJECT), &["reader"]));
+    let told = world.ask("ends").await;
+    assert!(matches!(told, Err(AuthError::ExpiredToken)), "{told:?}");
+}
+
+#[tokio::test]
 async fn what_is_no_good_token_lets_nobody_in() {
     let world = World::new().await;
     let mut odd = subject(60, Some(PROJECT), &["reader"]);

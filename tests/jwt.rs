@@ -44,6 +44,23 @@ const NOW: i64 = 1_795_416_808;
 const SKEW: i64 = 30;
 
 #[tokio::test]
+async fn a_token_is_for_us_if_one_of_its_audiences_is() {
+    let world = World::new();
+    for audience in [
+        json!("kms"),
+        json!("https://kms.example"),
+        json!(["vault", "kms"]),
+        json!([7, "kms"]),
+    ] {
+        let mut claims = claims();
+        claims["aud"] = audience.clone();
+        let token = world.p256.sign(&claims);
+        let caller = world.ask("x-auth-token", &token).await.unwrap();
+        assert!(caller.is_some(), "{audience}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_of_every_algorithm_lets_its_subject_in() {
     let world = World::new();
     for &algorithm in Algorithm::ALL {

@@ -363,8 +363,11 @@ mod tests {
         assert!(matches!(load(&dir.path().join("none")), FileError::Io(_)));
         let not_text = write(&dir, "not-text", b"1\xff");
         assert!(matches!(load(&not_text), FileError::Malformed(_)));
-        let long = write(&dir, "long", vec![b'\n'; MAX + 1]);
+        let long = write(&dir, "long", vec![b' '; 4_194_305]);
         assert!(matches!(load(&long), FileError::TooLong));
+        // As long as it may be, so what it says counts.
+        let longest = write(&dir, "longest", vec![b' '; 4_194_304]);
+        assert!(matches!(load(&longest), FileError::Malformed(_)));
     }
 
     #[test]

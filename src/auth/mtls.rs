@@ -373,3 +373,42 @@ fn value(text: &str) -> Option<(&str, &str)> {
     let (value, rest) = quoted.split_at(end);
     Some((value, rest.get(1..)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_with_many_names_tells_none_and_one_with_two_uris_no_spiffe_id() {
+        let uri = "spiffe://example.org/a";
+        let told = |uris: usize, names: usize| {
+            let mut told = Told::default();
+            (0..uris).for_each(|_| told.uri(uri));
+            (0..names).for_each(|_| told.dns("a.example"));
+            told.identities().len()
+        };
+        assert_eq!(told(0, 0), 0);
+        assert_eq!(told(1, 0), 1);
+        assert_eq!(told(1, 1), 2);
+        assert_eq!(told(2, 1), 1);
+        assert_eq!(told(1, 99), 100);
+        assert_eq!(told(0, 100), 100);
+        assert_eq!(told(1, 100), 0);
+        assert_eq!(told(100, 0), 0);
+        assert_eq!(told(0, 101), 0);
+    }
+
+    #[test]
+    fn names_of_any_kind_count() {
+        let dns =
+            || GeneralName::DnsName("a.example".parse::<String>().unwrap().try_into().unwrap());
+        let other = || GeneralName::Rfc822Name("a@a.example".to_owned().try_into().unwrap());
+        let told = |others: usize| {
+            let all = (0..others).map(|_| other()).chain([dns()]);
+            identities(&SubjectAltName(all.collect())).len()
+        };
+        assert_eq!(told(0), 1);
+        assert_eq!(told(99), 1);
+        assert_eq!(told(100), 0);
+    }
+}
