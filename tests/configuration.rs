@@ -94,15 +94,24 @@ fn the_sections_in_the_readme_parse() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let blocks = readme.split("\n```toml\n").skip(1);
     let blocks: Vec<&str> = blocks.map(|it| it.split_once("```").unwrap().0).collect();
-    let sections = ["[tls]", "[[auth.mtls]]"].map(|section| {
+    let (_, first) = readme.split_once("> kmsgate.toml <<'EOF'\n").unwrap();
+    let (first, _) = first.split_once("EOF\n").unwrap();
+    let with = |sections: &str| {
+        let parsed = Config::parse(&format!("{first}\n{sections}"));
+        parsed.unwrap_or_else(|error| panic!("{error}\n{sections}"))
+    };
+    let of = |section: &str| {
         let mut found = blocks.iter().filter(|block| block.starts_with(section));
-        *found.next().unwrap()
-    });
-    let config = format!(
-        "root_key_file = \"r\"\nstore = {{ kind = \"memory\" }}\n{}",
-        sections.concat()
-    );
-    let config = Config::parse(&config).unwrap();
+        *found.next().unwrap_or_else(|| panic!("no {section}"))
+    };
+    // Each is added to the configuration that the page begins with.
+    for section in ["[auth.iam]", "[[auth.jwt]]"] {
+        with(of(section));
+    }
+    // In the place of the first line.
+    let (_, others) = first.split_once('\n').unwrap();
+    Config::parse(&format!("{others}\n{}", of("[pkcs11]"))).unwrap();
+    let config = with(&[of("[tls]"), of("[[auth.mtls]]")].concat());
     assert_eq!(config.auth.mtls.len(), 3);
 }
 

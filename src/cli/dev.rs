@@ -198,9 +198,9 @@ impl Files {
         let path = |name| toml::Value::from(self.path(name).display().to_string());
         format!(
             "grpc = \"{}\"\nrest = \"{}\"\nadmin = \"{}\"\nreflection = true\nroot_key_file = {}\n\
-             store = {{ kind = \"sqlite\", path = {} }}\n\
-             auth = {{ token_file = {}, access_key_file = {} }}\n\
-             audit = {{ kind = \"file\", path = {} }}\n",
+             \n[store]\nkind = \"sqlite\"\npath = {}\n\
+             \n[auth]\ntoken_file = {}\naccess_key_file = {}\n\
+             \n[audit]\nkind = \"file\"\npath = {}\n",
             asked.grpc,
             asked.rest,
             asked.admin,
