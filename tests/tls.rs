@@ -23,7 +23,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -463,6 +463,60 @@ async fn commands_and_a_gateway_ask_over_tls() {
     let ca = site.site.name("..data/ca.crt");
     let told = refused(plain.into_iter().chain([&*ca]), b"");
     assert!(told.contains("0.0.0.0:0 is not on loopback"), "{told}");
+}
+
+#[test]
+fn a_server_that_does_not_shake_hands_holds_up_no_command() {
+    let site = Site::new("");
+    site.write("token", TOKEN);
+    site.write("ca.crt", &Ca::new().pem());
+    let (token, ca) = (site.name("token"), site.name("ca.crt"));
+    // The system lets connections in, and nobody takes them.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("https://{}", silent.local_addr().unwrap());
+    let tls = ["--server", &server, "--ca-file", &ca];
+    for words in [&["health"][..], &["key", "list", "--token-file", &token]] {
+        let told = refused(words.iter().chain(&tls), b"");
+        let sentence = format!("{server} said nothing in 5s");
+        assert!(told.contains(&sentence), "{words:?}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_gives_up_a_handshake_that_does_not_end() {
+    let site = Site::new("");
+    site.write("ca.crt", &Ca::new().pem());
+    let ca = site.name("ca.crt");
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = format!("https://{}", silent.local_addr().unwrap());
+    let (_gateway, gateway) = Program::serve([
+        "gateway",
+        "--timeout",
+        "100ms",
+        "--upstream",
+        &upstream,
+        "--ca-file",
+        &ca,
+        "--rest",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+    ]);
+    let connections = async {
+        let first = silent.accept().await.unwrap();
+        (first, silent.accept().await.unwrap())
+    };
+    let asking = async {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let answer = call(gateway.rest, TOKEN, "describe-key", &json!({})).await;
+            assert_eq!(answer.code(), "APIGW.0201");
+        }
+    };
+    tokio::select! {
+        _ = connections => {}
+        () = asking => panic!("it waits for the first for ever"),
+    }
 }
 
 #[tokio::test]

@@ -189,7 +189,9 @@ impl TlsFiles {
             if !matches!(authorities.next(), Some(Ok(_))) {
                 return Err(malformed("there is no certificate in the file"));
             }
-            let endpoint = endpoint.clone().tls_config(tls(ca, own));
+            // A handshake that never ended would hold up every later request.
+            let tls = tls(ca, own).timeout(patience);
+            let endpoint = endpoint.clone().tls_config(tls);
             let endpoint = endpoint.map_err(|_| {
                 malformed("a certificate cannot be used, or the private key is another's")
             })?;
@@ -214,14 +216,21 @@ impl TlsFiles {
     }
 
     async fn connect(&self, server: &str) -> Result<Channel, Failure> {
+        // The endpoint's own timeout is for TCP alone, and shared among the addresses of a name.
         let endpoint = self.endpoint(server)?.connect_timeout(PATIENCE);
-        let connected = endpoint.connect().await;
+        let connected = tokio::time::timeout(PATIENCE, endpoint.connect()).await;
+        let connected = connected.map_err(|_| silent(server))?;
         connected.map_err(|error| format!("cannot reach {server}: {}", Causes(&error)).into())
     }
 }
 
 /// How long a server may take to let a command in, and to say whether it serves.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The failure of a server that took longer.
+fn silent(server: &str) -> Failure {
+    format!("{server} said nothing in {PATIENCE:?}").into()
+}
 
 /// Knows a server by the authorities in `ca`, and shows it the certificate of `own` with its private key,
 /// all in PEM.
@@ -248,8 +257,7 @@ pub(super) async fn health(server: &str, tls: &TlsFiles) -> Result<(), Failure> 
     let answer = client.check(HealthCheckRequest::default());
     // A server that cannot begin has connections wait, and one that hangs says nothing.
     let answer = tokio::time::timeout(PATIENCE, answer).await;
-    let silent = || format!("{server} said nothing in {PATIENCE:?}");
-    let answer = answer.map_err(|_| silent())?.map_err(told)?;
+    let answer = answer.map_err(|_| silent(server))?.map_err(told)?;
     if answer.into_inner().status() != ServingStatus::Serving {
         return Err("the server does not serve".into());
     }
