@@ -5,6 +5,16 @@ use std::path::Path;
 
 use kmsgate::config::{Config, ConfigError};
 
+/// What a sidecar says of its clients, as the documentation has a reader add it.
+const MORE: &str = r#"
+[auth.forwarded]
+peers = ["loopback"]
+[[auth.mtls]]
+identity = "dns:backup.example.com"
+project = "lab"
+actions = ["kms:cmk:*"]
+"#;
+
 #[test]
 fn every_configuration_file_that_we_ship_parses() {
     let mut seen = 0;
@@ -83,8 +93,11 @@ fn the_configurations_in_the_documentation_parse() {
         assert!(blocks.peek().is_some(), "{page}");
         for block in blocks {
             let (block, _) = block.split_once("\nEOF\n").unwrap();
-            let parsed = Config::parse(block);
-            assert!(parsed.is_ok(), "{page}: {parsed:?}");
+            // A section of another chapter can be added to it.
+            for more in ["", MORE] {
+                let parsed = Config::parse(&[block, "\n", more].concat());
+                assert!(parsed.is_ok(), "{page}: {parsed:?}");
+            }
         }
     }
 }
@@ -108,11 +121,25 @@ fn the_sections_in_the_readme_parse() {
     for section in ["[auth.iam]", "[[auth.jwt]]"] {
         with(of(section));
     }
-    // In the place of the first line.
-    let (_, others) = first.split_once('\n').unwrap();
-    Config::parse(&format!("{others}\n{}", of("[pkcs11]"))).unwrap();
     let config = with(&[of("[tls]"), of("[[auth.mtls]]")].concat());
     assert_eq!(config.auth.mtls.len(), 3);
+    // Before it, and in the place of its first line or of its store.
+    let (_, others) = first.split_once('\n').unwrap();
+    let (root, rest) = first.split_once("[store]").unwrap();
+    let (_, auth) = rest.split_once("[auth]").unwrap();
+    for config in [
+        [of("grpc ="), first].concat(),
+        [of("root_key_file ="), others].concat(),
+        [others, of("[pkcs11]")].concat(),
+        [others, of("[pkcs11]"), of("[crypto]")].concat(),
+        [root, of("[store]"), "[auth]", auth].concat(),
+    ] {
+        let parsed = Config::parse(&config);
+        assert!(parsed.is_ok(), "{parsed:?}\n{config}");
+    }
+    // What is left is the file with the server's own credential at IAM.
+    of("user =");
+    assert_eq!(blocks.len(), 10, "each section is tried");
 }
 
 fn root() -> &'static Path {
