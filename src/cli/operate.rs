@@ -1,4 +1,4 @@
-//! What an operator runs: `serve`, `gateway`, `check-config`, //! `root-key new` and `token hash`.
+//! What an operator runs: `serve`, `gateway`, `check-config`, `root-key new` and `token hash`.
 
 use std::fs;
 use std::io::Read;

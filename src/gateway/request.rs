@@ -2,8 +2,9 @@
 //! 5).
 //!
 //! A member that is absent, `null` or `""` leaves its field as protobuf does, and the service says
-//! whether that is enough. A name that is not documented becomes a number that no enumeration has,
-//! so that the service refuses it with the row that gRPC callers get.
+//! whether that is enough. A plaintext alone is given where it is `""`, and refused as too short. A
+//! name that is not documented becomes a number that no enumeration has, so that the service refuses
+//! it with the row that gRPC callers get.
 
 use std::ops::RangeInclusive;
 
