@@ -1055,6 +1055,7 @@ async fn a_gateway_does_not_wait_longer_than_it_was_told() {
 fn a_gateway_with_a_bad_argument_is_refused() {
     for arguments in [
         ["--timeout", "5"],
+        ["--timeout", "9ms"],
         ["--shutdown-lag", "5"],
         ["--upstream", "no url"],
         ["--log", "=,="],
