@@ -116,6 +116,9 @@ impl http_body::Body for Body {
                 }
                 Content::Other(body) => Pin::new(body).poll_frame(context),
             };
+            if let (Poll::Pending, Some(place)) = (&next, &mut this.place) {
+                place.stands_open();
+            }
             match ready!(next).map(|next| next.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => piece = data,
                 Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
@@ -126,7 +129,7 @@ impl http_body::Body for Body {
         if piece.len() > LONG {
             this.rest = piece.split_off(LONG);
         }
-        if let Some(place) = &this.place {
+        if let Some(place) = &mut this.place {
             place.handed_on();
         }
         Poll::Ready(Some(Ok(Frame::data(piece))))

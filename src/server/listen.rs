@@ -375,6 +375,8 @@ pub(super) struct Place {
 enum State {
     Asked,
     Answered,
+    /// Answered, and what there was to say is said so far.
+    Open,
     Streamed,
 }
 
@@ -404,24 +406,42 @@ impl Place {
     }
 
     /// Notes that a piece of the answer was handed on.
-    pub(super) fn handed_on(&self) {
+    pub(super) fn handed_on(&mut self) {
+        self.work.taken.fetch_add(1, Ordering::Relaxed);
+        if self.state == State::Open {
+            self.work.requests.fetch_add(1, Ordering::Relaxed);
+            self.work.answers.fetch_add(1, Ordering::Relaxed);
+            self.state = State::Answered;
+        }
+    }
+
+    /// Notes that the client waits for the answer, and not the answer for the client: a watch, which may never say
+    /// more.
+    pub(super) fn stands_open(&mut self) {
+        if self.state == State::Answered {
+            self.leave();
+            self.state = State::Open;
+        }
+    }
+
+    /// Takes it out of the counts.
+    fn leave(&self) {
+        let counts: &[&AtomicUsize] = match self.state {
+            State::Asked => &[&self.work.requests],
+            State::Answered => &[&self.work.requests, &self.work.answers],
+            State::Streamed => &[&self.work.requests, &self.work.streams],
+            State::Open => &[],
+        };
+        for count in counts {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
         self.work.taken.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.work.requests.fetch_sub(1, Ordering::Relaxed);
-        match self.state {
-            State::Asked => {}
-            State::Answered => {
-                self.work.answers.fetch_sub(1, Ordering::Relaxed);
-                self.work.taken.fetch_add(1, Ordering::Relaxed);
-            }
-            State::Streamed => {
-                self.work.streams.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
+        self.leave();
     }
 }
 
@@ -915,6 +935,22 @@ mod tests {
         assert!(read > 0 && !body.is_end_stream(), "{read}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_stands_open_ends_no_connection_and_holds_up_no_stop() {
+        let (stream, stop) = connected().await;
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let (answer, _) = client.send_request(get("/watch"), true).unwrap();
+        let mut watch = answer.await.unwrap().into_body();
+        let silent = tokio::time::timeout(UNREAD * 4, watch.data()).await;
+        assert!(silent.is_err(), "{silent:?}");
+        assert!(!connection.is_finished());
+        stop.sender.send_replace(true);
+        let begun = tokio::time::Instant::now();
+        stop.served.await.unwrap();
+        assert!(begun.elapsed() < LAST_WORDS * 4, "{:?}", begun.elapsed());
+    }
+
     #[tokio::test]
     async fn short_answers_that_wait_for_their_reader_outlast_a_stop() {
         let (stream, stop) = connected().await;
@@ -1059,6 +1095,9 @@ mod tests {
                 }
                 "/long" => LONG_ANSWER.into(),
                 "/word" => "fine".into(),
+                "/watch" => axum::body::Body::from_stream(futures_util::stream::pending::<
+                    Result<bytes::Bytes, io::Error>,
+                >()),
                 _ => axum::body::Body::empty(),
             };
             Response::new(Body::from(body))
