@@ -293,6 +293,28 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_is_not_in_the_file_is_refused_or_left_to_who_is_asked_next() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("tokens.toml");
+        std::fs::write(&path, "").unwrap();
+        let unknown = headers(&[("x-auth-token", "unknown")]);
+        let tokens = Tokens::load(&path, Arc::new(Still)).unwrap();
+        let told = tokens.caller(&unknown);
+        assert!(matches!(told, Err(AuthError::InvalidToken)), "{told:?}");
+        let told = tokens.leaving_unknown().caller(&unknown);
+        assert!(matches!(told, Ok(None)), "{told:?}");
+    }
+
+    #[derive(Debug)]
+    struct Still;
+
+    impl Clock for Still {
+        fn now(&self) -> Timestamp {
+            Timestamp(0)
+        }
+    }
+
+    #[test]
     fn other_credentials_are_left_to_others() {
         for list in [
             &[][..],
